@@ -1,0 +1,133 @@
+"""Files that exist whole or not at all, and digests that name them.
+
+A killed process must never leave a half-written file under its final name, so everything is
+written beside its destination under a temporary name and renamed, which POSIX makes atomic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from snapfit.core.errors import CorruptFile, SnapfitError
+
+
+@contextlib.contextmanager
+def atomic_path(destination: Path) -> Iterator[Path]:
+    """Yield a temporary path; rename it onto `destination` if the block succeeds.
+
+    Raises:
+        SnapfitError: the disk is full or the folder cannot be written.
+    """
+    destination = Path(destination)
+    temporary = None
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{destination.name}.", dir=destination.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(destination)
+    except OSError as error:
+        raise SnapfitError(_write_failed(destination, error)) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary directory; rename it onto `destination` if the block succeeds.
+
+    Raises:
+        SnapfitError: `destination` exists and `overwrite` is false, or writing failed.
+    """
+    destination = Path(destination)
+    check_new_directory(destination, overwrite=overwrite)
+    temporary = None
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        yield temporary
+        temporary.chmod(0o755)
+        if destination.exists():
+            retired = Path(tempfile.mkdtemp(prefix=".old.", dir=destination.parent))
+            destination.replace(retired / destination.name)
+            temporary.replace(destination)
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            temporary.replace(destination)
+    except OSError as error:
+        raise SnapfitError(_write_failed(destination, error)) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_directory(destination: Path, *, overwrite: bool = False) -> None:
+    """Fail early, before hours of work, when the output could not be put in place.
+
+    Raises:
+        SnapfitError: `destination` is a file, or a non-empty folder and `overwrite` is false.
+    """
+    if destination.is_file():
+        raise SnapfitError(f"{destination} is a file; give a folder that does not exist yet")
+    if destination.is_dir() and any(destination.iterdir()) and not overwrite:
+        raise SnapfitError(
+            f"{destination} already exists and is not empty; choose another folder "
+            "or pass --overwrite"
+        )
+
+
+def write_json(destination: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. NaN and infinity are refused."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with atomic_path(destination) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        SnapfitError: there is no such file.
+        CorruptFile: the file is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SnapfitError(f"no such file: {path}") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CorruptFile(f"{path} is not readable JSON ({error})") from error
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 (16 hex digits) of a JSON-serialisable value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_files(paths: list[Path]) -> str:
+    """SHA-256 (16 hex digits) over the names and contents of `paths`, in the order given."""
+    sha = hashlib.sha256()
+    for path in paths:
+        sha.update(path.name.encode() + b"\0")
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                sha.update(block)
+    return sha.hexdigest()[:16]
+
+
+def _write_failed(destination: Path, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"cannot write {destination}: {reason}; free space or choose another place, then rerun"
