@@ -1,0 +1,1 @@
+"""Types and decisions: numpy and the standard library only, never torch."""

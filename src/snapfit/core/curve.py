@@ -25,6 +25,7 @@ class Curve:
         sizes: (n,) int64, strictly increasing; the last is the group's full size.
         losses: (n,) float64, finite, non-negative, non-increasing.
         unit: 'nats', 'output error', 'weight error', ...
+
     """
 
     sizes: NDArray[np.int64]

@@ -25,6 +25,7 @@ class Infeasible(SnapfitError):
 
     Attributes:
         nearest: for each budget name, the smallest value that can be met while the others hold.
+
     """
 
     def __init__(self, message: str, *, nearest: dict[str, float]) -> None:

@@ -25,6 +25,7 @@ def atomic_path(destination: Path) -> Iterator[Path]:
 
     Raises:
         SnapfitError: the disk is full or the folder cannot be written.
+
     """
     destination = Path(destination)
     temporary = None
@@ -51,6 +52,7 @@ def atomic_directory(destination: Path, *, overwrite: bool = False) -> Iterator[
 
     Raises:
         SnapfitError: `destination` exists and `overwrite` is false, or writing failed.
+
     """
     destination = Path(destination)
     check_new_directory(destination, overwrite=overwrite)
@@ -79,6 +81,7 @@ def check_new_directory(destination: Path, *, overwrite: bool = False) -> None:
 
     Raises:
         SnapfitError: `destination` is a file, or a non-empty folder and `overwrite` is false.
+
     """
     if destination.is_file():
         raise SnapfitError(f"{destination} is a file; give a folder that does not exist yet")
@@ -102,6 +105,7 @@ def read_json(path: Path) -> Any:
     Raises:
         SnapfitError: there is no such file.
         CorruptFile: the file is not JSON.
+
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))

@@ -29,6 +29,7 @@ class Matrix:
         rows: output features (of the block, when the matrix is a row block).
         cols: input features.
         start: first output row, when only a block of rows of the module is meant.
+
     """
 
     name: str
@@ -49,6 +50,7 @@ class Group:
         full: the size that leaves the group as it is.
         role: q, k, v, o, qkv, gate, up, gate_up, down, or 'other'.
         layer: index of the decoder layer.
+
     """
 
     name: str
@@ -68,6 +70,7 @@ class Group:
 
         Raises:
             ValueError: `size` is outside 1..full (a caller's mistake, not a user's).
+
         """
         if not 1 <= size <= self.full:
             raise ValueError(f"{self.name}: size {size} is outside 1..{self.full}")
@@ -96,6 +99,7 @@ class Space:
         ties: tuples of group names that must get one common size.
         total_params: parameters of the whole model, embeddings included, ties counted once.
         kv_elements: elements of the KV cache a token, over all layers.
+
     """
 
     model: str
@@ -125,6 +129,7 @@ class Space:
 
         Raises:
             CorruptFile: a field is missing or has the wrong type.
+
         """
         try:
             groups = tuple(

@@ -1,0 +1,1 @@
+"""Torch primitives without policy."""

@@ -1,0 +1,52 @@
+"""`fwsvd`: rows weighted by their Fisher information (arXiv 2207.00112)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from snapfit.core.errors import UsageError
+from snapfit.core.space import Group
+from snapfit.methods._lowrank import LowRank, finite_weight, to_ordered
+from snapfit.methods.base import Stats
+from snapfit.nn.linalg import whitened_basis
+from snapfit.nn.ordered import Ordered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compressor(LowRank):
+    """Decomposes diag(f)^(1/2) W with f the Fisher information summed over each row.
+
+    Settings:
+        side: 'out' weights the rows of W in the (out, in) layout of `nn.Linear`; 'in' weights its
+            columns, which are the rows of the paper's x W.
+    """
+
+    side: str = "out"
+
+    needs = frozenset({"fisher_out", "fisher_in"})
+    unit = "Fisher-weighted weight error"
+
+    def __post_init__(self) -> None:
+        if self.side not in {"in", "out"}:
+            raise UsageError(f"fwsvd: side {self.side!r} is not 'in' or 'out'")
+
+    def order(self, group: Group, weight_MN: Tensor, stats: Stats) -> Ordered:
+        """Singular vectors of the weighted matrix, the weighting undone in one factor."""
+        weight_MN = finite_weight(group, weight_MN)
+        if self.side == "out":
+            basis = whitened_basis(
+                weight_MN, fisher_MM=_positive(stats["fisher_out"]), max_rank=group.break_even
+            )
+        else:
+            basis = whitened_basis(
+                weight_MN, moment_NN=_positive(stats["fisher_in"]), max_rank=group.break_even
+            )
+        return to_ordered(group, basis, factor=1.0, unit=self.unit)
+
+
+def _positive(fisher: Tensor) -> Tensor:
+    # A row without gradient would vanish from the basis for good; keep it, at a tiny weight.
+    fisher = fisher.double()
+    return fisher.clamp_min(1e-12 * float(fisher.max().clamp_min(1e-300)))

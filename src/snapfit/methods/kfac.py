@@ -1,0 +1,45 @@
+"""`kfac`: two-sided whitening by input and output-gradient moments; losses in nats.
+
+The Fisher information of a linear layer is approximated by a Kronecker product, F ≈ C ⊗ G
+(Martens and Grosse, arXiv 1503.05671), so a change ΔW costs about ½ tr(G ΔW C ΔWᵀ) nats a token.
+Its minimiser at each rank is a truncated decomposition of G^(1/2) W C^(1/2), and half the sum of
+the discarded squares is the loss. Being in nats, losses of different matrices can be added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from snapfit.core.curve import NATS
+from snapfit.core.space import Group
+from snapfit.methods._lowrank import LowRank, finite_weight, to_ordered
+from snapfit.methods.base import Stats
+from snapfit.nn.linalg import damped, whitened_basis
+from snapfit.nn.ordered import Ordered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compressor(LowRank):
+    """Kronecker-factored Fisher whitening: what a truncation costs the *model*, not the layer.
+
+    Settings:
+        damping: share of the mean eigenvalue added to the diagonal of both moments; keeps
+            directions that few calibration tokens touched from being thrown away.
+    """
+
+    damping: float = 0.0
+
+    needs = frozenset({"second_moment", "grad_second_moment"})
+    unit = NATS
+
+    def order(self, group: Group, weight_MN: Tensor, stats: Stats) -> Ordered:
+        """Components by the loss that they save, largest first."""
+        basis = whitened_basis(
+            finite_weight(group, weight_MN),
+            moment_NN=damped(stats["second_moment"], self.damping),
+            fisher_MM=damped(stats["grad_second_moment"], self.damping),
+            max_rank=group.break_even,
+        )
+        return to_ordered(group, basis, factor=0.5, unit=self.unit)

@@ -1,0 +1,59 @@
+"""Finding methods by file name, without importing the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any, cast
+
+import snapfit.methods
+from snapfit.core.errors import UsageError
+from snapfit.methods.base import Method
+
+
+def method_names() -> tuple[str, ...]:
+    """Every file in this folder that is a method, by its name on the command line."""
+    files = (module.name for module in pkgutil.iter_modules(snapfit.methods.__path__))
+    return tuple(
+        sorted(
+            name.replace("_", "-")
+            for name in files
+            if name not in {"base", "registry"} and not name.startswith("_")
+        )
+    )
+
+
+def load_method(name: str, settings: Mapping[str, str] | None = None) -> Method:
+    """The method called `name`, configured.
+
+    Raises:
+        UsageError: no such method or setting, or a value that is not of the setting's type.
+
+    """
+    names = method_names()
+    if name not in names:
+        close = get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UsageError(f"unknown method {name!r}; {hint}methods: {', '.join(names)}")
+    module = importlib.import_module(f"snapfit.methods.{name.replace('-', '_')}")
+    kind = module.Compressor
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    values: dict[str, Any] = {}
+    for key, text in (settings or {}).items():
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise UsageError(f"{name} has no setting {key!r}; it has: {known}")
+        convert: Callable[[str], Any] = type(fields[key].default)
+        try:
+            values[key] = convert(text)
+        except ValueError as error:
+            raise UsageError(f"{name}: {key} cannot be {text!r}") from error
+    return cast("Method", kind(**values))
+
+
+def settings_of(method: Method) -> dict[str, Any]:
+    """The method's settings with their values, for digests, plans and reports."""
+    return dataclasses.asdict(cast("Any", method))

@@ -1,0 +1,129 @@
+"""The only file that replaces modules of a live model.
+
+Shape suffixes: M output features, N input features, R rank (summed over blocks), m and r those
+of one block, B any leading dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from snapfit.core.errors import SnapfitError
+from snapfit.core.layout import ModuleLayout
+
+
+class FactoredLinear(nn.Module):
+    """A linear layer whose output rows are factor pairs: y = b (a x) + bias.
+
+    `a.weight` is (R, N), all first factors stacked, so that they cost one product; `b.weight`
+    is (M, R), or one `b.<i>` per block when there are several. The bias lives on `b`.
+
+    `weight` is empty on purpose. A loader that does not know this format finds a `weight` whose
+    shape does not fit and stops, instead of leaving the layer randomly initialised without a word.
+    """
+
+    def __init__(
+        self,
+        layout: ModuleLayout,
+        *,
+        bias: bool,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not layout.ranks:
+            raise ValueError("a layout without factored blocks is a plain nn.Linear")
+        self.layout = layout
+        self.in_features = layout.inputs
+        self.out_features = layout.outputs
+        options = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(0, **options), requires_grad=False)  # type: ignore[arg-type]
+        self.a = nn.Linear(layout.inputs, sum(layout.ranks), bias=False, **options)  # type: ignore[arg-type]
+        parts = [
+            nn.Linear(layout.inputs if b.rank is None else b.rank, b.rows, bias=bias, **options)  # type: ignore[arg-type]
+            for b in layout.blocks
+        ]
+        self.b = parts[0] if len(parts) == 1 else nn.ModuleList(parts)
+
+    def forward(self, x_BN: Tensor) -> Tensor:
+        """(..., N) -> (..., M)."""
+        hidden_BR = self.a(x_BN)
+        if not isinstance(self.b, nn.ModuleList):
+            return self.b(hidden_BR)
+        outputs, start = [], 0
+        for block, part in zip(self.layout.blocks, self.b, strict=True):
+            if block.rank is None:
+                outputs.append(part(x_BN))
+            else:
+                outputs.append(part(hidden_BR[..., start : start + block.rank]))
+                start += block.rank
+        return torch.cat(outputs, dim=-1)
+
+    def merged(self) -> Tensor:
+        """The dense (M, N) weight that computes the same function."""
+        parts = list(self.b) if isinstance(self.b, nn.ModuleList) else [self.b]
+        rows, start = [], 0
+        for block, part in zip(self.layout.blocks, parts, strict=True):
+            if block.rank is None:
+                rows.append(part.weight)
+            else:
+                rows.append(part.weight @ self.a.weight[start : start + block.rank])
+                start += block.rank
+        return torch.cat(rows)
+
+    def extra_repr(self) -> str:
+        """Shapes, for `print(model)`."""
+        return f"in={self.in_features}, out={self.out_features}, ranks={self.layout.ranks}"
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` at the qualified `name`.
+
+    Raises:
+        SnapfitError: the model has no module of that name.
+
+    """
+    parent_name, _, child = name.rpartition(".")
+    try:
+        parent = model.get_submodule(parent_name)
+        parent.get_submodule(child)
+    except AttributeError as error:
+        raise SnapfitError(
+            f"the model has no module {name!r}; the plan was made for another model"
+        ) from error
+    setattr(parent, child, module)
+
+
+def factor_modules(model: nn.Module, layouts: Mapping[str, ModuleLayout]) -> None:
+    """Replace linear layers by empty `FactoredLinear`s of the given layouts, in place.
+
+    Device, dtype and the presence of a bias follow the replaced layer. The new weights are
+    uninitialised (or on the meta device, where the replaced layer was).
+
+    Raises:
+        SnapfitError: a module is missing, is no linear layer, or has other dimensions.
+
+    """
+    for name, layout in layouts.items():
+        try:
+            old = model.get_submodule(name)
+        except AttributeError as error:
+            raise SnapfitError(
+                f"the model has no module {name!r}; the plan was made for another model"
+            ) from error
+        if not isinstance(old, nn.Linear):
+            raise SnapfitError(f"{name} is a {type(old).__name__}, not a linear layer")
+        if (old.in_features, old.out_features) != (layout.inputs, layout.outputs):
+            raise SnapfitError(
+                f"{name} is {old.out_features} x {old.in_features}, "
+                f"the plan says {layout.outputs} x {layout.inputs}"
+            )
+        weight = old.weight
+        new = FactoredLinear(
+            layout, bias=old.bias is not None, device=weight.device, dtype=weight.dtype
+        )
+        new.train(old.training)
+        replace_module(model, name, new)
