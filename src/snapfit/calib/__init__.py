@@ -1,0 +1,1 @@
+"""Calibration: token sources, and statistics of a model over tokens, streamed."""

@@ -1,0 +1,1 @@
+"""Saving and loading factored checkpoints, and the transformers plug-in."""

@@ -11,10 +11,12 @@ one pair per group of key or value heads, and row blocks of fused projections le
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from snapfit.core.errors import CorruptFile
+from snapfit.core.space import Group, Space
 
 MAX_DIMENSION = 1 << 24
 """Larger sizes than this in a file are a mistake or an attack, never a model."""
@@ -98,3 +100,44 @@ def _size(name: str, field: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_DIMENSION:
         raise CorruptFile(f"module {name!r}: {field!r} must be a positive integer, found {value!r}")
     return value
+
+
+Layouts: TypeAlias = dict[str, ModuleLayout]
+"""Layouts by module name."""
+
+
+def plan_layouts(whole: Space, groups: Iterable[Group], sizes: Mapping[str, int]) -> Layouts:
+    """Layouts of every module that a plan factors; modules left dense are not listed.
+
+    Args:
+        whole: the unrestricted space, with one group per module, for the modules' dimensions.
+        groups: the groups that were decided; several may be row blocks of one module.
+        sizes: the chosen size of each group; a missing group stays dense.
+
+    """
+    modules = {group.matrices[0].name: group.matrices[0] for group in whole.groups}
+    factored: dict[str, list[tuple[int, int, int]]] = {}
+    for group in groups:
+        size = sizes.get(group.name, group.full)
+        if size < group.full:
+            for matrix in group.matrices:
+                factored.setdefault(matrix.name, []).append((matrix.start, matrix.rows, size))
+    return {
+        name: ModuleLayout(
+            inputs=modules[name].cols, blocks=_fill(sorted(parts), modules[name].rows)
+        )
+        for name, parts in factored.items()
+    }
+
+
+def _fill(parts: list[tuple[int, int, int]], rows: int) -> tuple[Block, ...]:
+    """Blocks covering all `rows`: the factored parts in order, dense blocks between them."""
+    blocks, end = [], 0
+    for start, count, rank in parts:
+        if start > end:
+            blocks.append(Block(rows=start - end, rank=None))
+        blocks.append(Block(rows=count, rank=rank))
+        end = start + count
+    if end < rows:
+        blocks.append(Block(rows=rows - end, rank=None))
+    return tuple(blocks)

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from snapfit.core.errors import UsageError
+from snapfit.core.errors import CorruptFile, UsageError
+from snapfit.core.names import unknown_name
 
 OBJECTIVES = ("curve", "gac", "round", "none")
 BASES = ("linear", "model")
 SCORES = ("magnitude", "activation", "gradient", "fisher")
+
+RECIPE = {
+    "method": str,
+    "ratio": float,
+    "of": str,
+    "objective": str,
+    "score": str,
+    "calib": str,
+    "calib_tokens": int,
+    "context": int,
+    "refit": bool,
+    "seed": int,
+}
+"""The options that decide what a compressed model is, with their types."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +82,7 @@ class Options:
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
             raise UsageError(
-                f"ratio is the share of parameters removed, at least 0 and below 1; got {self.ratio}"
+                f"ratio is the share of parameters to remove, from 0 to below 1; got {self.ratio}"
             )
         _one_of("of", self.of, BASES)
         _one_of("objective", self.objective, OBJECTIVES)
@@ -84,10 +99,31 @@ class Options:
                 f"calib_tokens {self.calib_tokens} is less than one window of {self.context} tokens"
             )
 
+    def recipe(self) -> dict[str, Any]:
+        """What a plan must record so that `apply` can find or remake its ordered bases."""
+        settings = {f"set.{key}": value for key, value in self.settings.items()}
+        return {**{name: getattr(self, name) for name in RECIPE}, **settings}
+
+    def with_recipe(self, recipe: Mapping[str, Any]) -> Options:
+        """These options with a plan's recipe in place of their own.
+
+        Raises:
+            CorruptFile: an unknown or missing entry, or one of the wrong type.
+            UsageError: a value out of range.
+        """
+        values: dict[str, Any] = {"settings": {}, "align": None, "target": None}
+        for key, value in recipe.items():
+            if key.startswith("set.") and isinstance(value, str):
+                values["settings"][key.removeprefix("set.")] = value
+            elif type(value) is RECIPE.get(key):
+                values[key] = value
+            else:
+                raise CorruptFile(f"the plan's recipe has a bad entry: {key} = {value!r}")
+        if missing := sorted(RECIPE.keys() - values.keys()):
+            raise CorruptFile(f"the plan's recipe lacks: {', '.join(missing)}")
+        return replace(self, **values)
+
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value in known:
-        return
-    close = get_close_matches(value, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise UsageError(f"unknown {name} {value!r}; {hint}choose from: {', '.join(known)}")
+    if value not in known:
+        raise unknown_name(name, value, known)

@@ -25,7 +25,7 @@ class Compressor(LowRank):
 
     side: str = "out"
 
-    needs = frozenset({"fisher_out", "fisher_in"})
+    needs = frozenset({"fisher_rows"})
     unit = "Fisher-weighted weight error"
 
     def __post_init__(self) -> None:
@@ -37,11 +37,11 @@ class Compressor(LowRank):
         weight_MN = finite_weight(group, weight_MN)
         if self.side == "out":
             basis = whitened_basis(
-                weight_MN, fisher_MM=_positive(stats["fisher_out"]), max_rank=group.break_even
+                weight_MN, fisher_MM=_positive(stats["fisher_rows"]), max_rank=group.break_even
             )
         else:
             basis = whitened_basis(
-                weight_MN, moment_NN=_positive(stats["fisher_in"]), max_rank=group.break_even
+                weight_MN, moment_NN=_positive(stats["fisher_columns"]), max_rank=group.break_even
             )
         return to_ordered(group, basis, factor=1.0, unit=self.unit)
 

@@ -8,14 +8,16 @@ the discarded squares is the loss. Being in nats, losses of different matrices c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from snapfit.core.curve import NATS
+from snapfit.core.objectives import choose
 from snapfit.core.space import Group
 from snapfit.methods._lowrank import LowRank, finite_weight, to_ordered
-from snapfit.methods.base import Stats
+from snapfit.methods.base import Allocation, Stats
 from snapfit.nn.linalg import damped, whitened_basis
 from snapfit.nn.ordered import Ordered
 
@@ -43,3 +45,8 @@ class Compressor(LowRank):
             max_rank=group.break_even,
         )
         return to_ordered(group, basis, factor=0.5, unit=self.unit)
+
+    def allocate(self, request: Allocation) -> Mapping[str, float]:
+        """The ranks of least total loss, free of any alignment rule."""
+        best = choose("curve", request.space, budget=request.budget, curves=request.curves)
+        return {name: float(size) for name, size in best.sizes.items()}

@@ -30,7 +30,7 @@ class Compressor(LowRank):
 
     heads: int = 4
 
-    needs = frozenset({"second_moment", "fisher_root_out"})
+    needs = frozenset({"second_moment", "fisher_root"})
     unit = "output error"
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class Compressor(LowRank):
         groups = [
             replace(
                 group,
-                name=f"{group.name}#{start}-{stop}",
+                name=f"{group.name}#{role}:{start}-{stop}",
                 role=role,
                 full=min(stop - start, group.matrices[0].cols),
                 matrices=(
@@ -90,7 +90,7 @@ class Compressor(LowRank):
 
     def summarise(self, group: Group, weight_MN: Tensor, stats: Stats) -> Mapping[str, float]:  # noqa: ARG002
         """Mean square root of the Fisher information of the weights, as in the release."""
-        return {"fisher_root": float(stats["fisher_root_out"].double().mean())}
+        return {"fisher_root": float(stats["fisher_root"].double().mean())}
 
     def allocate(self, request: Allocation) -> Mapping[str, float]:
         """Ranks proportional to Fisher information, capped, scaled until the budget is met."""

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any, cast
 
 import snapfit.methods
 from snapfit.core.errors import UsageError
+from snapfit.core.names import plugin_files, unknown_name
 from snapfit.methods.base import Method
 
 
 def method_names() -> tuple[str, ...]:
     """Every file in this folder that is a method, by its name on the command line."""
-    files = (module.name for module in pkgutil.iter_modules(snapfit.methods.__path__))
-    return tuple(
-        sorted(
-            name.replace("_", "-")
-            for name in files
-            if name not in {"base", "registry"} and not name.startswith("_")
-        )
-    )
+    return tuple(name.replace("_", "-") for name in plugin_files(snapfit.methods.__path__))
 
 
 def load_method(name: str, settings: Mapping[str, str] | None = None) -> Method:
@@ -31,13 +23,9 @@ def load_method(name: str, settings: Mapping[str, str] | None = None) -> Method:
 
     Raises:
         UsageError: no such method or setting, or a value that is not of the setting's type.
-
     """
-    names = method_names()
-    if name not in names:
-        close = get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UsageError(f"unknown method {name!r}; {hint}methods: {', '.join(names)}")
+    if name not in method_names():
+        raise unknown_name("method", name, method_names())
     module = importlib.import_module(f"snapfit.methods.{name.replace('-', '_')}")
     kind = module.Compressor
     fields = {field.name: field for field in dataclasses.fields(kind)}

@@ -1,0 +1,1 @@
+"""What differs between architectures: opening, describing and reading models."""

@@ -100,6 +100,8 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 def factor_modules(model: nn.Module, layouts: Mapping[str, ModuleLayout]) -> None:
     """Replace linear layers by empty `FactoredLinear`s of the given layouts, in place.
 
+    A layout without factored blocks leaves its layer as it is.
+
     Device, dtype and the presence of a bias follow the replaced layer. The new weights are
     uninitialised (or on the meta device, where the replaced layer was).
 
@@ -121,6 +123,8 @@ def factor_modules(model: nn.Module, layouts: Mapping[str, ModuleLayout]) -> Non
                 f"{name} is {old.out_features} x {old.in_features}, "
                 f"the plan says {layout.outputs} x {layout.inputs}"
             )
+        if not layout.ranks:
+            continue
         weight = old.weight
         new = FactoredLinear(
             layout, bias=old.bias is not None, device=weight.device, dtype=weight.dtype

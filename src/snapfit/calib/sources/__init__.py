@@ -1,0 +1,1 @@
+"""Where calibration text comes from, one kind of source a file."""

@@ -1,0 +1,85 @@
+"""A JSONL file: one object a line, each a document.
+
+A row's 'text' is taken as it is; 'messages' go through the tokenizer's chat template; otherwise
+the fields in `PARTS` that a row has are joined by line breaks.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from snapfit.core.errors import CorruptFile, SnapfitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
+SUFFIXES = frozenset({".jsonl", ".ndjson"})
+PARTS = ("question", "problem", "solution", "answer")
+
+
+def documents(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """The documents of a file, in order; blank lines are skipped.
+
+    Raises:
+        SnapfitError: the file is empty or unreadable, or a row has no text.
+        CorruptFile: a line is not JSON.
+
+    """
+    empty = True
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                empty = False
+                yield row_text(_parse(path, number, line), f"{path}:{number}", tokenizer)
+    except UnicodeDecodeError as error:
+        raise CorruptFile(f"{path} is not UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise SnapfitError(f"cannot read {path}: {error.strerror}") from error
+    if empty:
+        raise SnapfitError(f"{path} is empty")
+
+
+def row_text(row: Mapping[str, Any], where: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of one row.
+
+    Raises:
+        SnapfitError: it has none of the fields; the message lists those that it has.
+
+    """
+    if isinstance(row.get("text"), str):
+        return str(row["text"])
+    messages = row.get("messages")
+    if isinstance(messages, list) and messages:
+        return _chat(messages, where, tokenizer)
+    parts = [row[key] for key in PARTS if isinstance(row.get(key), str)]
+    if not parts:
+        raise SnapfitError(
+            f"{where}: no field 'text', 'messages' or one of {', '.join(PARTS)}; "
+            f"it has {', '.join(map(str, row)) or 'none'}"
+        )
+    return "\n".join(parts)
+
+
+def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise CorruptFile(f"{path}:{number}: not JSON ({error.msg})") from error
+    if not isinstance(row, dict):
+        raise CorruptFile(f"{path}:{number}: expected an object, found {type(row).__name__}")
+    return row
+
+
+def _chat(messages: list[Any], where: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise SnapfitError(f"{where}: a message must have 'role' and a text 'content'")
+    if tokenizer.chat_template:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    return "\n".join(message["content"] for message in messages)

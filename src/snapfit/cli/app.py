@@ -1,0 +1,312 @@
+"""The sub-commands, and what becomes of an error.
+
+Exit codes: 0 done, 1 failed, 2 bad use, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import snapfit
+import snapfit.methods
+from snapfit.cli.console import (
+    answer_json,
+    complain,
+    facts_table,
+    names_table,
+    report_table,
+    say,
+    show,
+    working,
+)
+from snapfit.cli.request import (
+    Align,
+    AsJson,
+    EvalContext,
+    EvalText,
+    EvalWindows,
+    Overwrite,
+    Target,
+    TrustRemoteCode,
+    Work,
+    method_names,
+    takes_request,
+)
+from snapfit.core.errors import SnapfitError, UsageError
+from snapfit.core.options import Options
+
+DEFAULT_ALIGN = 8
+"""What `align` rounds to when neither a multiple nor a target is named."""
+
+app = typer.Typer(
+    name="snapfit",
+    help="Compress causal language models into shapes that are fast where they are served.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# typer brings click under another name from version to version; what it raises for bad use is
+# always the base of its own BadParameter.
+_BadUse: Any = typer.BadParameter.__base__
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="Folder, hub name, or 'embedded'.", show_default=False),
+]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; every error that its user can cause becomes one line and a code."""
+    # Bars of other libraries would be drawn across ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        code = app(arguments or ["--help"], prog_name="snapfit", standalone_mode=False)
+    except SnapfitError as error:
+        return _failed(arguments, str(error), error.exit_code)
+    except _BadUse as error:
+        return _failed(arguments, f"{error.format_message()} (see snapfit --help)", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _failed(arguments, "interrupted; rerun the same command to resume", 130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(arguments, f"{where}{error.strerror or error}", 1)
+    return code if isinstance(code, int) else 0
+
+
+def _failed(arguments: list[str], message: str, code: int) -> int:
+    complain(message)
+    if "--json" in arguments:
+        answer_json({"error": message, "exit_code": code})
+    return code
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        say(snapfit.__version__)
+        raise typer.Exit
+
+
+@app.command()
+@takes_request
+def compress(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to make.")],
+    options: Options,
+    as_json: AsJson = False,
+) -> None:
+    """Make a smaller, aligned model: weights, plan and report in DIR."""
+    from snapfit import pipeline
+
+    with working() as bars:
+        report = pipeline.compress(model, output, options, bars)
+    _show_report(report, output, as_json=as_json)
+
+
+@app.command()
+@takes_request
+def plan(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="plan.json", help="File to write.")
+    ],
+    options: Options,
+    as_json: AsJson = False,
+) -> None:
+    """Decide sizes only: one integer for every group of weights, in plan.json."""
+    from snapfit import pipeline
+
+    if output.exists() and not options.overwrite:
+        raise SnapfitError(f"{output} already exists; choose another file or pass --overwrite")
+    with working() as bars:
+        decided = pipeline.plan(model, output, options, bars)
+    facts = {
+        "model": decided.model,
+        "method": decided.method,
+        "objective": decided.objective,
+        "budget": dict(decided.budget),
+        "predicted": dict(decided.predicted),
+        "groups": len(decided.sizes),
+        "digest": decided.digest,
+        "output": str(output),
+    }
+    _show_facts(facts, "plan", as_json=as_json)
+
+
+@app.command()
+def apply(
+    plan_file: Annotated[Path, typer.Argument(metavar="plan.json", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to make.")],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The plan's model, if it is at another place now."),
+    ] = None,
+    eval_text: EvalText = None,
+    eval_context: EvalContext = 512,
+    eval_windows: EvalWindows = 32,
+    work: Work = None,
+    overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Slice only: make the model that a plan describes."""
+    options = Options(
+        eval_text=eval_text,
+        eval_context=eval_context,
+        eval_windows=eval_windows,
+        work=work,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )
+    from snapfit import pipeline
+
+    with working() as bars:
+        report = pipeline.apply(plan_file, output, options, bars, model=model)
+    _show_report(report, output, as_json=as_json)
+
+
+@app.command()
+def align(
+    dims: Annotated[Path, typer.Argument(metavar="dims.json", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="out.json", help="File to write.")
+    ],
+    keep: Annotated[
+        float | None, typer.Option(help="Budget: share of the uncompressed parameters to keep.")
+    ] = None,
+    align: Align = None,
+    target: Target = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Align sizes that any other tool chose. Needs neither torch nor a model."""
+    from snapfit.core.align import align_dims
+    from snapfit.core.files import read_json, write_json
+
+    if output.exists() and not overwrite:
+        raise SnapfitError(f"{output} already exists; choose another file or pass --overwrite")
+    multiple = _multiple(align, target)
+    aligned = align_dims(read_json(dims), align=multiple, keep=keep, version=snapfit.__version__)
+    write_json(output, aligned)
+    facts = {name: value for name, value in aligned.items() if name != "groups"}
+    facts |= {"groups": len(aligned["groups"]), "output": str(output)}
+    _show_facts(facts, "align", as_json=as_json)
+
+
+@app.command()
+def perplexity(
+    model: Model,
+    text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text.")],
+    context: Annotated[int, typer.Option(help="Tokens of a window.")] = 512,
+    windows: Annotated[int, typer.Option(help="Windows, spread evenly over the text.")] = 32,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the perplexity of a model, compressed or not, on a text."""
+    from snapfit.pipeline.measure import measure_perplexity
+
+    with working() as bars:
+        metric = measure_perplexity(
+            model,
+            text,
+            context=context,
+            windows=windows,
+            trust_remote_code=trust_remote_code,
+            progress=bars,
+        )
+    facts = {
+        "perplexity": metric.value,
+        "stderr": metric.stderr,
+        "n": metric.n,
+        "settings": dict(metric.settings),
+    }
+    _show_facts(facts, model, as_json=as_json)
+
+
+@app.command()
+def info(
+    path: Annotated[str, typer.Argument(metavar="MODEL|DIR|plan.json", help="What to describe.")],
+    as_json: AsJson = False,
+) -> None:
+    """Describe a model, a compressed model or a plan."""
+    from snapfit import pipeline
+
+    with working():
+        facts = pipeline.info(path)
+    _show_facts(facts, path, as_json=as_json)
+
+
+@app.command()
+def targets(as_json: AsJson = False) -> None:
+    """List the devices that `--target` knows, with the rule and source of each."""
+    from snapfit.hardware import resolve_target, target_names
+
+    profiles = [resolve_target(name) for name in target_names()]
+    if as_json:
+        answer_json({"targets": [profile.to_json() for profile in profiles]})
+        return
+    rows = [
+        (
+            profile.device,
+            ", ".join(str(rule.multiple) for rule in profile.rules if rule.axis == "rank"),
+            "; ".join(dict.fromkeys(rule.source for rule in profile.rules)),
+        )
+        for profile in profiles
+    ]
+    show(names_table(("target", "multiple", "source"), rows))
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List the methods that `--method` knows."""
+    rows = [(name, method_summary(name)) for name in method_names()]
+    if as_json:
+        answer_json({"methods": dict(rows)})
+        return
+    show(names_table(("method", "what it does"), rows))
+
+
+def method_summary(name: str) -> str:
+    """The first line of a method's file, read without importing it (and so torch)."""
+    file = Path(snapfit.methods.__path__[0]) / f"{name.replace('-', '_')}.py"
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
+
+
+def _multiple(align: int | None, target: str | None) -> int:
+    if align is not None and target is not None:
+        raise UsageError("give either --align or --target, not both")
+    if target is None:
+        return DEFAULT_ALIGN if align is None else align
+    from snapfit.hardware import resolve_target
+
+    return resolve_target(target).rank_multiple
+
+
+def _show_report(report: dict[str, Any], output: Path, *, as_json: bool) -> None:
+    if as_json:
+        answer_json({**report, "output": str(output)})
+        return
+    show(report_table(report))
+    say(f"report: {output / 'report.html'}")
+
+
+def _show_facts(facts: dict[str, Any], title: str, *, as_json: bool) -> None:
+    if as_json:
+        answer_json(facts)
+    else:
+        show(facts_table(facts, title))

@@ -1,0 +1,208 @@
+"""The options that `compress` and `plan` share, written once and turned into `Options`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+import snapfit.methods
+from snapfit.core.errors import UsageError
+from snapfit.core.names import plugin_files, unknown_name
+from snapfit.core.options import Options
+
+_SIZES, _CALIBRATION, _EVALUATION, _RUN = "Sizes", "Calibration", "Evaluation", "Running"
+
+AsJson: TypeAlias = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=_RUN),
+]
+Overwrite: TypeAlias = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace an output that exists.", rich_help_panel=_RUN),
+]
+TrustRemoteCode: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Let the model's own Python code run.", rich_help_panel=_RUN
+    ),
+]
+Work: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder for what a rerun can reuse; default $SNAPFIT_WORK or the user's cache.",
+        rich_help_panel=_RUN,
+    ),
+]
+EvalText: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Measure perplexity before and after on this text.",
+        rich_help_panel=_EVALUATION,
+    ),
+]
+EvalContext: TypeAlias = Annotated[
+    int, typer.Option(help="Tokens of an evaluation window.", rich_help_panel=_EVALUATION)
+]
+EvalWindows: TypeAlias = Annotated[
+    int, typer.Option(help="Windows, spread evenly over the text.", rich_help_panel=_EVALUATION)
+]
+Align: TypeAlias = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Sizes are multiples of N.", rich_help_panel=_SIZES),
+]
+Target: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Sizes suit this device (`snapfit targets`) or saved profile.",
+        rich_help_panel=_SIZES,
+    ),
+]
+
+
+def method_names() -> tuple[str, ...]:
+    """Methods by their names on the command line, found by file name: none is imported."""
+    return tuple(name.replace("_", "-") for name in plugin_files(snapfit.methods.__path__))
+
+
+def request(
+    method: Annotated[
+        str, typer.Option(help="How to compress; see `snapfit methods`.", rich_help_panel=_SIZES)
+    ] = "kfac",
+    ratio: Annotated[
+        float,
+        typer.Option(help="Share of parameters to remove, 0 to below 1.", rich_help_panel=_SIZES),
+    ] = 0.2,
+    of: Annotated[
+        str,
+        typer.Option(
+            metavar="linear|model",
+            help="Of the linear layers, or of the whole model.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = "linear",
+    align: Align = None,
+    target: Target = None,
+    objective: Annotated[
+        str,
+        typer.Option(
+            metavar="curve|gac|round|none",
+            help="Least predicted loss; the GAC paper's steps; nearest multiples; unaligned.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = "curve",
+    score: Annotated[
+        str,
+        typer.Option(
+            metavar="magnitude|activation|gradient|fisher",
+            help="Importance proxy of gac and round.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = "fisher",
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit/--no-refit",
+            help="Re-estimate factors on the compressed model's activations.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = True,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of the method's own; may be repeated.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = None,
+    calib: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|NAME|self",
+            help="Text or JSONL file, data set name, or the model's own generations.",
+            rich_help_panel=_CALIBRATION,
+        ),
+    ] = "self",
+    calib_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Calibration tokens.", rich_help_panel=_CALIBRATION)
+    ] = 24_576,
+    context: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Tokens of a calibration window.", rich_help_panel=_CALIBRATION
+        ),
+    ] = 512,
+    eval_text: EvalText = None,
+    eval_context: EvalContext = 512,
+    eval_windows: EvalWindows = 32,
+    work: Work = None,
+    seed: Annotated[
+        int, typer.Option(help="Of sampled labels and generations.", rich_help_panel=_RUN)
+    ] = 0,
+    overwrite: Overwrite = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> Options:
+    """What the command line asked for.
+
+    Raises:
+        UsageError: an unknown name, or a value out of range.
+
+    """
+    if method not in method_names():
+        raise unknown_name("method", method, method_names())
+    return Options(
+        method=method,
+        ratio=ratio,
+        of=of,
+        align=align,
+        target=target,
+        objective=objective,
+        score=score,
+        refit=refit,
+        settings=dict(_setting(text) for text in settings or ()),
+        calib=calib,
+        calib_tokens=calib_tokens,
+        context=context,
+        eval_text=eval_text,
+        eval_context=eval_context,
+        eval_windows=eval_windows,
+        work=work,
+        seed=seed,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def takes_request(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the options of `request` in place of its parameter `options`."""
+    shared = inspect.signature(request, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True).parameters
+
+    @functools.wraps(command)
+    def wrapper(**given: Any) -> None:
+        asked = {name: given.pop(name) for name in shared}
+        command(**given, options=request(**asked))
+
+    merged = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in own.items()
+        for parameter in (shared.values() if name == "options" else (parameter,))
+    ]
+    wrapper.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in merged}
+    return wrapper
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise UsageError(f"--set takes KEY=VALUE, got {text!r}")
+    return key, value

@@ -1,0 +1,91 @@
+"""From a model and a ratio to a smaller, aligned model. Only this package sees every stage.
+
+    open -> tokens -> statistics -> ordered bases -> plan -> slice -> evaluate -> report
+    `------------------- job.py -----------------'  `decide.py'  `---- realise.py ----'
+
+Each arrow leaves files in the work folder, named by digests of everything they depend on: a rerun
+starts where the last one stopped, and another ratio or objective starts at `plan`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from snapfit.core.files import check_new_directory, read_json, write_json
+from snapfit.core.options import Options
+from snapfit.core.plan import Plan
+from snapfit.core.progress import Progress, Silent
+from snapfit.pipeline.decide import decide
+from snapfit.pipeline.job import Job
+from snapfit.pipeline.realise import realise
+
+__all__ = ["Options", "apply", "compress", "plan"]
+
+
+def compress(
+    model: str, output: Path, options: Options | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Compress `model` and write a checkpoint with its plan and report.
+
+    Args:
+        model: folder, hub name, or 'embedded'.
+        output: folder to create.
+        options: what is asked; see `Options`.
+        progress: told what goes on.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        SnapfitError: bad input, an impossible request, a full disk; says what to do.
+    """
+    options = options or Options()
+    check_new_directory(output, overwrite=options.overwrite)
+    job = Job(model=model, options=options, progress=progress or Silent())
+    return realise(job, decide(job), output)
+
+
+def plan(
+    model: str, output: Path, options: Options | None = None, progress: Progress | None = None
+) -> Plan:
+    """Decide only: write `plan.json`. Same arguments and errors as `compress`."""
+    job = Job(model=model, options=options or Options(), progress=progress or Silent())
+    decided = decide(job)
+    write_json(output, decided.to_json())
+    return decided
+
+
+def apply(
+    plan_file: Path,
+    output: Path,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    *,
+    model: str | None = None,
+) -> dict[str, Any]:
+    """Slice only: cut the ordered bases of a plan's model to the plan's sizes.
+
+    Args:
+        plan_file: written by `plan` or `compress`, or by a stranger: it is validated.
+        output: folder to create.
+        options: where to work and what to evaluate; what decides sizes comes from the plan.
+        progress: told what goes on.
+        model: the model, where it is no longer at the place that the plan names.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        SnapfitError: as `compress`; the plan is damaged or was made for other weights.
+    """
+    options = options or Options()
+    check_new_directory(output, overwrite=options.overwrite)
+    given = Plan.from_json(read_json(plan_file))
+    job = Job(
+        model=model or given.model,
+        options=options.with_recipe(given.recipe),
+        progress=progress or Silent(),
+    )
+    given.check(job.space)
+    return realise(job, given, output)

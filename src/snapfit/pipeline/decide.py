@@ -1,0 +1,138 @@
+"""From ordered bases to a plan: one integer a group, within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+import snapfit
+from snapfit.checkpoint.load import load
+from snapfit.core.curve import Curve
+from snapfit.core.errors import Infeasible
+from snapfit.core.files import digest_json
+from snapfit.core.objectives import choose
+from snapfit.core.plan import Plan
+from snapfit.core.space import Space
+from snapfit.evals.sensitivity import SensitivityProbe
+from snapfit.methods.base import Allocation
+from snapfit.pipeline.job import Job
+
+PROBE_TOKENS = 2_048
+"""Calibration tokens that a sensitivity search by perplexity reads at every probe."""
+
+
+def decide(job: Job) -> Plan:
+    """Choose sizes under the options' budget, objective and rules.
+
+    Raises:
+        Infeasible: the ratio cannot be reached; says the largest that can.
+        SnapfitError: whatever stops an earlier stage.
+    """
+    job.store  # noqa: B018 - made now, so that what follows times planning alone
+    with job.clock("plan"):
+        return _decide(job)
+
+
+def _decide(job: Job) -> Plan:
+    options, space = job.options, job.space
+    budget = parameter_budget(space, options.ratio, options.of)
+    unaligned = None
+    if options.objective != "curve":
+        request = Allocation(
+            space=space,
+            curves=job.curves,
+            summaries=job.summaries,
+            budget=max(budget, 0),
+            perplexity=_perplexity_probe(job),
+        )
+        unaligned = job.method.allocate(request)
+    scores = {name: s["score"] for name, s in job.summaries.items()} if job.score else None
+    try:
+        choice = choose(
+            options.objective,
+            space,
+            budget=budget,
+            rules=job.rules,
+            curves=job.curves,
+            unaligned=unaligned,
+            scores=scores,
+        )
+    except Infeasible as error:
+        raise _unreachable(error, space, options.ratio, options.of) from error
+    return Plan(
+        model=job.model,
+        revision=space.revision,
+        architecture=space.architecture,
+        method=options.method,
+        objective=options.objective,
+        sizes=choice.sizes,
+        budget={"of": options.of, "ratio": options.ratio, "params": budget},
+        predicted=predicted(space, job.curves, choice.sizes),
+        recipe=options.recipe(),
+        reasons=choice.reasons,
+        rules=job.rules,
+        digests={"space": digest_json(space.to_json()), "ordered": job.store.folder.name},
+        seed=options.seed,
+        version=snapfit.__version__,
+    )
+
+
+def parameter_budget(space: Space, ratio: float, of: str) -> int:
+    """Parameters that the space's groups may have; negative when `ratio` asks too much.
+
+    Of the model, what is outside the groups (embeddings, norms, the head) stays whole, so the
+    groups have to give all that is removed.
+    """
+    if of == "linear":
+        return int((1 - ratio) * space.dense_params)
+    return space.dense_params - (space.total_params - int((1 - ratio) * space.total_params))
+
+
+def predicted(
+    space: Space, curves: Mapping[str, Curve], sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    """Total predicted loss where the curves can be added, and parameters."""
+    units = {curve.unit for curve in curves.values()}
+    loss = sum(float(curves[group.name].at(sizes[group.name])) for group in space.groups)
+    return {
+        "loss": loss if len(units) == 1 else None,
+        "unit": units.pop() if len(units) == 1 else None,
+        "params": space.params(dict(sizes)),
+    }
+
+
+def _unreachable(error: Infeasible, space: Space, ratio: float, of: str) -> Infeasible:
+    smallest = int(error.nearest["params"])
+    if of == "linear":
+        largest = 1 - smallest / space.dense_params
+    else:
+        largest = (space.dense_params - smallest) / space.total_params
+    return Infeasible(
+        f"ratio {ratio} of {of} weights cannot be reached: with every group at its smallest legal "
+        f"size the ratio is {largest:.4f}; ask for less, or align to a smaller multiple",
+        nearest={"ratio": largest},
+    )
+
+
+def _perplexity_probe(job: Job) -> Callable[[str, int], float]:
+    """Loads the dense model only if the method's allocation asks for a perplexity."""
+    groups = {group.name: group for group in job.space.groups}
+    probes: list[SensitivityProbe] = []
+
+    def probe(name: str, rank: int) -> float:
+        if not probes:
+            windows = max(1, PROBE_TOKENS // job.options.context)
+            probes.append(
+                SensitivityProbe(
+                    model=load(job.source.path, dtype=torch.float32),
+                    ids_BT=job.tokens.ids_BT[:windows],
+                    factors=lambda group, r: job.store.factors(group.layer, group.name, r),
+                    groups=groups,
+                    memo=job.store.folder / f"sensitivity-{job.tokens.digest}.json",
+                )
+            )
+        return probes[0](name, rank)
+
+    return probe

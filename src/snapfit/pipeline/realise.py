@@ -1,0 +1,140 @@
+"""From a plan to a checkpoint: slice, measure, report. The output exists whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snapfit.checkpoint.card import write_card
+from snapfit.checkpoint.load import load, load_tokenizer
+from snapfit.checkpoint.save import save_factored
+from snapfit.core.cost import CostModel
+from snapfit.core.files import atomic_directory, write_json
+from snapfit.core.layout import Layouts, plan_layouts
+from snapfit.core.plan import Plan, alignment
+from snapfit.core.report import Metric, Plain, Report, environment
+from snapfit.evals.perplexity import perplexity, read_text
+from snapfit.pipeline.job import Job
+from snapfit.viz.html import write_report
+
+
+def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
+    """Write the compressed checkpoint with its plan, report and model card.
+
+    Raises:
+        SnapfitError: the disk is full, a file of the work folder is damaged, or what was asked to
+            be measured cannot be.
+    """
+    layouts = plan_layouts(job.whole, job.space.groups, plan.sizes)
+    with atomic_directory(output, overwrite=job.options.overwrite) as folder:
+        job.progress.stage("slice", len(layouts))
+        with job.clock("slice"):
+            save_factored(
+                folder,
+                source=job.source,
+                model=job.skeleton,
+                reader=job.reader,
+                layouts=layouts,
+                factors=_factors(job, plan, layouts),
+            )
+        entries = {**_counted(job, plan), **_perplexities(job, folder)}
+        report = Report(entries={**entries, **_spent(job)}, environment=environment()).to_json()
+        write_json(folder / "plan.json", plan.to_json())
+        write_json(folder / "report.json", report)
+        write_report(report, plan.to_json(), job.curves, folder / "report.html")
+        write_card(folder, name=output.name, plan=plan, report=report)
+    return {**report, "output": str(output)}
+
+
+def _factors(job: Job, plan: Plan, layouts: Layouts) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of every factor, a module at a time, as `FactoredLinear` names them."""
+    parts: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
+    for layer, groups in job.layers.items():
+        for group in groups:
+            rank, matrix = plan.sizes[group.name], group.matrices[0]
+            if rank < group.full:
+                a_RN, b_MR = job.store.factors(layer, group.name, rank)
+                parts.setdefault(matrix.name, []).append((matrix.start, a_RN, b_MR))
+        for module in [name for name in parts if name in layouts]:
+            job.progress.advance()
+            yield from _named(module, layouts, sorted(parts.pop(module), key=lambda part: part[0]))
+
+
+def _named(
+    module: str, layouts: Layouts, parts: list[tuple[int, Tensor, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    yield f"{module}.a.weight", torch.cat([a_RN for _, a_RN, _ in parts])
+    blocks = layouts[module].blocks
+    if len(blocks) == 1:
+        yield f"{module}.b.weight", parts[0][2]
+        return
+    factored = [index for index, block in enumerate(blocks) if block.rank is not None]
+    for index, (_, _, b_MR) in zip(factored, parts, strict=True):
+        yield f"{module}.b.{index}.weight", b_MR
+
+
+def _counted(job: Job, plan: Plan) -> dict[str, Metric | Plain]:
+    """Figures that need no running model."""
+    space, sizes = job.space, dict(plan.sizes)
+    cost = CostModel(space=space, dtype_bytes=job.source.dtype.itemsize)
+    kept = space.params(sizes)
+    unit = str(plan.predicted.get("unit") or "")
+    loss = plan.predicted.get("loss")
+    entries: dict[str, Metric | Plain] = {
+        "model": plan.model,
+        "method": plan.method,
+        "objective": plan.objective,
+        "calibration.source": job.options.calib if job.needs else None,
+        "calibration.tokens": job.tokens.used if job.needs else 0,
+        "params.dense": space.total_params,
+        "params.compressed": cost.params(sizes),
+        "params.budget": int(plan.budget["params"]) + space.total_params - space.dense_params,
+        "ratio.linear": 1 - kept / space.dense_params,
+        "ratio.model": (space.dense_params - kept) / space.total_params,
+        "alignment.mod8": alignment(space, sizes, 8),
+        "alignment.mod16": alignment(space, sizes, 16),
+        "bytes.dense": cost.weight_bytes({}),
+        "bytes.compressed": cost.weight_bytes(sizes),
+        "flops_per_token.dense": cost.flops_per_token({}),
+        "flops_per_token.compressed": cost.flops_per_token(sizes),
+        "kv_bytes_per_token": cost.kv_bytes_per_token(),
+        "loss.predicted": None
+        if loss is None
+        else Metric(value=float(loss), unit=unit, kind="predicted"),
+    }
+    return entries
+
+
+def _perplexities(job: Job, folder: Path) -> dict[str, Metric | Plain]:
+    options = job.options
+    if options.eval_text is None:
+        return {}
+    text = read_text(options.eval_text)
+    tokenizer = load_tokenizer(job.source.path)
+    measured: dict[str, Metric | Plain] = {}
+    for name, path in (("dense", job.source.path), ("compressed", folder)):
+        with job.clock("evaluate"):
+            measured[f"perplexity.{name}"] = perplexity(
+                load(path, dtype=torch.float32),
+                tokenizer,
+                text,
+                context=options.eval_context,
+                windows=options.eval_windows,
+                source=options.eval_text.name,
+                progress=job.progress,
+            )
+    return measured
+
+
+def _spent(job: Job) -> dict[str, Metric | Plain]:
+    """Seconds of every stage that ran, and the process's peak memory at its end."""
+    spent: dict[str, Metric | Plain] = {}
+    for stage, seconds in job.clock.seconds.items():
+        spent[f"stages.{stage}.seconds"] = Metric(value=seconds, unit="s", kind="measured")
+        if stage in job.clock.peak_bytes:
+            spent[f"stages.{stage}.peak_bytes"] = job.clock.peak_bytes[stage]
+    return spent
