@@ -83,9 +83,7 @@ def test_prefix_losses_of_a_basis_that_is_not_orthogonal():
 
 def test_factors_are_balanced():
     torch.manual_seed(4)
-    basis = whitened_basis(
-        torch.randn(8, 30), moment_NN=moments(30, 100, 7) * 1e8, max_rank=8
-    )
+    basis = whitened_basis(torch.randn(8, 30), moment_NN=moments(30, 100, 7) * 1e8, max_rank=8)
     torch.testing.assert_close(basis.a_RN.norm(dim=1), basis.b_MR.norm(dim=0))
 
 

@@ -10,22 +10,20 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from snapfit.calib.statistic import Sample, Statistic, statistic
-from snapfit.calib.store import LayerHeader, Statistics, layer_path, write_layer
-from snapfit.core.errors import SnapfitError
+from snapfit.calib.collector import Collector
+from snapfit.calib.statistic import statistic
+from snapfit.calib.store import Statistics, layer_path, with_aliases, write_layer
+from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.files import read_json, write_json
-from snapfit.nn.sweep import Progress, backward_sweep, forward_sweep, no_progress
+from snapfit.nn.sweep import Progress, backward_sweep, forward_sweep, no_progress, observe_layer
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from snapfit.calib.tokens import Tokens
-    from snapfit.nn.observe import Seen
     from snapfit.nn.stream import LayerStream
 
 SCHEMA = 1
@@ -68,6 +66,8 @@ def collect(
         "needs": list(classes),
         "seed": seed,
         "context": int(tokens.ids_BT.shape[1]),
+        "count": tokens.used,
+        "layers": len(stream),
         "modules": None if modules is None else sorted(modules),
     }
     _claim(folder, meta)
@@ -77,7 +77,7 @@ def collect(
     )
     state = folder / "state"
     if not all(layer_path(folder, index).exists() for index in range(depth)):
-        visitor = _Collector(folder, classes, modules, tokens.ids_BT.numel())
+        visitor = _Writer(folder, Collector(classes, modules, tokens.ids_BT.numel()))
         single = any(kind.single for kind in classes.values())
         if any(kind.gradients for kind in classes.values()):
             backward_sweep(
@@ -97,6 +97,44 @@ def collect(
     return result
 
 
+def layer_statistics(
+    stream: LayerStream,
+    index: int,
+    layer: nn.Module,
+    hidden_BTD: Tensor,
+    needs: Collection[str],
+    *,
+    modules: Collection[str] | None = None,
+) -> dict[str, dict[str, Tensor]]:
+    """Statistics of one layer on hidden states at hand, e.g. those of a compressed model.
+
+    Args:
+        stream: the model.
+        index: which layer.
+        layer: the layer, or a compressed one, with its weights in memory.
+        hidden_BTD: its input, in main memory; replaced by its output, in place.
+        needs: names of statistics that need no gradients.
+        modules: names of the linear layers to look at; all when None.
+
+    Returns:
+        module -> statistic -> tensor, as `Statistics.layer`.
+
+    Raises:
+        UsageError: there is no such statistic, or it needs gradients.
+        SnapfitError: a value is not finite.
+
+    """
+    classes = {name: statistic(name) for name in sorted(needs)}
+    for name, kind in classes.items():
+        if kind.gradients:
+            raise UsageError(f"{name} needs gradients, which a single layer has not")
+    collector = Collector(classes, modules, hidden_BTD.shape[0] * hidden_BTD.shape[1])
+    single = any(kind.single for kind in classes.values())
+    observe_layer(stream, index, layer, hidden_BTD, collector, single=single)
+    found, header = collector.results(index)
+    return with_aliases(found, header)
+
+
 def _claim(folder: Path, meta: dict[str, Any]) -> None:
     for left in folder.glob(".layer_*"):  # half-written by a process that was killed
         left.unlink()
@@ -114,99 +152,15 @@ def _claim(folder: Path, meta: dict[str, Any]) -> None:
         )
 
 
-class _Collector:
-    """Feeds every call of every linear layer to the accumulators of one decoder layer."""
+class _Writer:
+    """A visitor that writes each layer's statistics as soon as they are complete."""
 
-    def __init__(
-        self,
-        folder: Path,
-        classes: dict[str, type[Statistic]],
-        modules: Collection[str] | None,
-        total: int,
-    ) -> None:
+    def __init__(self, folder: Path, collector: Collector) -> None:
         self._folder = folder
-        self._classes = classes
-        self._modules = None if modules is None else frozenset(modules)
-        self._total = total
-        self._shapes: dict[str, tuple[int, int]] = {}
-        self._own: dict[str, dict[str, Statistic]] = {}
-        self._leaders: dict[str, str] = {}
-        self._tokens: dict[str, int] = {}
-
-    def layer_started(self, index: int, shapes: dict[str, tuple[int, int]]) -> None:  # noqa: ARG002
-        self._shapes = {
-            name: shape
-            for name, shape in shapes.items()
-            if self._modules is None or name in self._modules
-        }
-        self._own, self._leaders = {}, {}
-        self._tokens = dict.fromkeys(self._shapes, 0)
-
-    def batch(self, index: int, seen: list[Seen]) -> None:  # noqa: ARG002
-        first_reader: dict[int, str] = {}
-        newcomers: set[str] = set()
-        for call in seen:
-            name = call.module
-            if name not in self._shapes:
-                continue
-            reader = first_reader.setdefault(call.source, name)
-            if name not in self._leaders:
-                # Shared only if both were first seen in this batch: else histories differ.
-                self._leaders[name] = reader if reader in newcomers else name
-                newcomers.add(name)
-                self._own[name] = self._accumulators(name, leads=self._leaders[name] == name)
-            leader = self._leaders[name]
-            if leader not in (name, reader):
-                raise SnapfitError(
-                    f"{name} reads the input of {leader} for some tokens and another one for "
-                    "others; statistics of such a layer cannot be collected"
-                )
-            x_SN, y_SM = call.x.flatten(0, -2), call.y.flatten(0, -2)
-            g_SM = None if call.g is None else call.g.flatten(0, -2)
-            sample = Sample(x_SN=x_SN, y_SM=y_SM, g_SM=g_SM)
-            for accumulator in self._own[name].values():
-                accumulator.update(sample)
-            self._tokens[name] += len(x_SN)
+        self._collector = collector
+        self.layer_started = collector.layer_started
+        self.batch = collector.batch
 
     def layer_done(self, index: int) -> None:
-        found: dict[str, dict[str, Tensor]] = {}
-        shared: set[str] = set()
-        for name in self._shapes:
-            if name not in self._own:  # an expert that no token was sent to
-                self._leaders[name] = name
-                self._own[name] = self._accumulators(name, leads=True)
-            leader = self._leaders[name]
-            if self._tokens[name] != self._tokens[leader]:
-                raise SnapfitError(
-                    f"{name} saw {self._tokens[name]} tokens, {leader}, whose input it shares, "
-                    f"saw {self._tokens[leader]}; statistics of such a layer cannot be collected"
-                )
-            found[name] = {"tokens": torch.tensor(self._tokens[name])}
-            for accumulator in self._own.pop(name).values():
-                tensors = accumulator.result(total=self._total)
-                _require_finite(tensors, index, name)
-                shared |= set(tensors) if accumulator.shared else set()
-                found[name] |= tensors
-        header = LayerHeader(
-            aliases={name: leader for name, leader in self._leaders.items() if name != leader},
-            inputs={name: inputs for name, (_, inputs) in self._shapes.items()},
-            shared=tuple(sorted(shared)),
-        )
+        found, header = self._collector.results(index)
         write_layer(self._folder, index, found, header)
-
-    def _accumulators(self, name: str, *, leads: bool) -> dict[str, Statistic]:
-        outputs, inputs = self._shapes[name]
-        return {
-            key: kind(outputs=outputs, inputs=inputs)
-            for key, kind in self._classes.items()
-            if leads or not kind.shared
-        }
-
-
-def _require_finite(tensors: dict[str, Tensor], index: int, module: str) -> None:
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise SnapfitError(
-                f"{name} of {module} (layer {index}) is not finite: its input, output or "
-                "gradient holds NaN or infinity, or overflows in float32"
-            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from snapfit.core.errors import CorruptFile
+from snapfit.core.files import read_json
 from snapfit.nn.tensorfile import open_tensors, save_tensors
 
 STABLE_TOKENS_AN_INPUT = 4
@@ -55,10 +57,7 @@ class Statistics:
                 module, _, name = key.rpartition("/")
                 found.setdefault(module, {})[name] = stored.get_tensor(key)
             header = _header(path, stored.metadata())
-        for module, leader in header.aliases.items():
-            shared = {name: found[leader][name] for name in header.shared if name in found[leader]}
-            found[module] = {**shared, **found.get(module, {})}
-        return found
+        return with_aliases(found, header)
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
@@ -87,6 +86,25 @@ class Statistics:
         return tuple(found)
 
 
+def find_statistics(
+    root: Path, *, needs: Collection[str], modules: Collection[str]
+) -> Statistics | None:
+    """Complete statistics in a sub-folder of `root` that hold `needs` for `modules`, or more."""
+    for meta_path in sorted(root.glob("*/meta.json")):
+        meta = read_json(meta_path)
+        held = meta["modules"]
+        found = Statistics(
+            folder=meta_path.parent,
+            layers=meta["layers"],
+            tokens=meta["count"],
+            needs=frozenset(meta["needs"]),
+        )
+        enough = found.needs >= set(needs) and (held is None or set(held) >= set(modules))
+        if enough and all(layer_path(found.folder, i).exists() for i in range(found.layers)):
+            return found
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerHeader:
     """Metadata of one layer's file.
@@ -102,6 +120,16 @@ class LayerHeader:
     aliases: dict[str, str]
     inputs: dict[str, int]
     shared: tuple[str, ...]
+
+
+def with_aliases(
+    found: dict[str, dict[str, Tensor]], header: LayerHeader
+) -> dict[str, dict[str, Tensor]]:
+    """Give modules that share an input the statistics of that input; no tensor is copied."""
+    for module, leader in header.aliases.items():
+        shared = {name: found[leader][name] for name in header.shared if name in found[leader]}
+        found[module] = {**shared, **found.get(module, {})}
+    return found
 
 
 def layer_path(folder: Path, index: int) -> Path:

@@ -41,14 +41,16 @@ def read_windows(path: Path) -> Tokens:
     """
     with open_tensors(path) as stored:
         try:
-            facts = json.loads(stored.metadata()["facts"])
-            ids_BT: torch.Tensor = stored.get_tensor("ids").clone()
-            facts["notes"] = tuple(facts["notes"])
-            tokens = Tokens(ids_BT=ids_BT, **facts)
-        except Exception as error:
-            raise CorruptFile(
-                f"{path} holds no calibration tokens ({error!r}); delete it"
-            ) from error
-    if ids_BT.ndim != 2 or ids_BT.dtype != torch.int64:
-        raise CorruptFile(f"{path} holds no calibration tokens; delete it")
-    return tokens
+            facts = json.loads((stored.metadata() or {})["facts"])
+            ids_BT = stored.get_tensor("ids").clone()
+            if ids_BT.ndim != 2 or ids_BT.dtype != torch.int64:
+                raise ValueError(f"ids are {ids_BT.dtype} of {ids_BT.ndim} dimensions")
+            return Tokens(
+                ids_BT=ids_BT,
+                source=str(facts["source"]),
+                requested=int(facts["requested"]),
+                seen=int(facts["seen"]),
+                notes=tuple(facts["notes"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptFile(f"{path} holds no calibration tokens ({error}); delete it") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,21 +84,18 @@ def save_factored(
     plain = _plain_names(model, modules)
     expected = {f"{n}.{leaf}": t for n, m in modules.items() for leaf, t in m.state_dict().items()}
     guards = guard_keys(model, source.dtype)
-    writer = ShardWriter(folder, [*expected, *plain, *guards], max_shard_size)
-    for name, tensor in factors:
-        if name not in expected:
-            raise SnapfitError(f"{name} is a tensor that the plan has no place for")
-        writer.add(name, _checked(name, tensor.to(source.dtype), expected.pop(name)))
-    for module_name, module in modules.items():
-        for name, tensor in _rest(module_name, module, reader, expected):
+    with ShardWriter(folder, [*expected, *plain, *guards], max_shard_size) as writer:
+        for name, tensor in chain(factors, _rest(modules, reader, expected)):
+            if name not in expected:
+                raise SnapfitError(f"{name} is a tensor that the plan has no place for")
             writer.add(name, _checked(name, tensor.to(source.dtype), expected.pop(name)))
-    if expected:
-        raise SnapfitError(f"no factor came for {next(iter(expected))}; delete the work folder")
-    for name in plain:
-        writer.add(name, reader.get(name))
-    for name, tensor in guards.items():
-        writer.add(name, tensor)
-    written = writer.finish()
+        if expected:
+            raise SnapfitError(f"no factor came for {next(iter(expected))}; delete the work folder")
+        for name in plain:
+            writer.add(name, reader.get(name))
+        for name, tensor in guards.items():
+            writer.add(name, tensor)
+        written = writer.finish()
     write_json(folder / "config.json", _config(source, model, layouts))
     carry_files(source.path, folder)
     return written
@@ -144,20 +142,20 @@ def _plain_names(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> li
 
 
 def _rest(
-    name: str, module: FactoredLinear, reader: WeightReader, expected: Mapping[str, Tensor]
+    modules: Mapping[str, FactoredLinear], reader: WeightReader, expected: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """What the method did not supply: the empty weight, biases, dense blocks of rows."""
-    yield f"{name}.weight", torch.empty(0)
-    single = not isinstance(module.b, nn.ModuleList)
-    start = 0
-    for index, block in enumerate(module.layout.blocks):
-        rows = slice(start, start + block.rows)
-        start += block.rows
-        part = f"{name}.b" if single else f"{name}.b.{index}"
-        if f"{part}.bias" in expected:
-            yield f"{part}.bias", reader.get(f"{name}.bias")[rows]
-        if block.rank is None and f"{part}.weight" in expected:
-            yield f"{part}.weight", reader.get(f"{name}.weight")[rows]
+    """What the method did not supply: empty weights, biases, dense blocks of rows."""
+    for name, module in modules.items():
+        yield f"{name}.weight", torch.empty(0)
+        start = 0
+        for index, block in enumerate(module.layout.blocks):
+            rows = slice(start, start + block.rows)
+            start += block.rows
+            part = f"{name}.b.{index}" if isinstance(module.b, nn.ModuleList) else f"{name}.b"
+            if f"{part}.bias" in expected:
+                yield f"{part}.bias", reader.get(f"{name}.bias")[rows]
+            if block.rank is None and f"{part}.weight" in expected:
+                yield f"{part}.weight", reader.get(f"{name}.weight")[rows]
 
 
 def _checked(name: str, tensor: Tensor, like: Tensor) -> Tensor:

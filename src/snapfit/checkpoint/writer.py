@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -46,7 +47,7 @@ class Written:
     files: tuple[str, ...]
 
 
-class ShardWriter:
+class ShardWriter(AbstractContextManager["ShardWriter"]):
     """Appends tensors to shards in a folder; `finish` names them as transformers does."""
 
     def __init__(self, folder: Path, names: Iterable[str], max_shard_size: int) -> None:
@@ -67,6 +68,10 @@ class ShardWriter:
         self._offset = 0
         self._params = 0
         self._bytes = 0
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:  # after an error; the folder is thrown away
+            self._stream.close()
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Append one tensor.

@@ -44,6 +44,8 @@ from snapfit.core.options import Options
 DEFAULT_ALIGN = 8
 """What `align` rounds to when neither a multiple nor a target is named."""
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="snapfit",
     help="Compress causal language models into shapes that are fast where they are served.",
@@ -78,10 +80,12 @@ def run(arguments: list[str]) -> int:
     except _BadUse as error:
         return _failed(arguments, f"{error.format_message()} (see snapfit --help)", 2)
     except (KeyboardInterrupt, typer.Abort):
-        return _failed(arguments, "interrupted; rerun the same command to resume", 130)
+        code = INTERRUPTED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _failed(arguments, f"{where}{error.strerror or error}", 1)
+    if code == INTERRUPTED:  # some versions of typer raise, others return this
+        return _failed(arguments, "interrupted; rerun the same command to resume", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
@@ -240,13 +244,14 @@ def perplexity(
 @app.command()
 def info(
     path: Annotated[str, typer.Argument(metavar="MODEL|DIR|plan.json", help="What to describe.")],
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Describe a model, a compressed model or a plan."""
-    from snapfit import pipeline
+    from snapfit.pipeline.info import info as info_of
 
     with working():
-        facts = pipeline.info(path)
+        facts = info_of(path, trust_remote_code=trust_remote_code)
     _show_facts(facts, path, as_json=as_json)
 
 

@@ -14,6 +14,7 @@ import snapfit.methods
 from snapfit.core.errors import UsageError
 from snapfit.core.names import plugin_files, unknown_name
 from snapfit.core.options import Options
+from snapfit.hardware import resolve_target
 
 _SIZES, _CALIBRATION, _EVALUATION, _RUN = "Sizes", "Calibration", "Evaluation", "Running"
 
@@ -158,6 +159,8 @@ def request(
     """
     if method not in method_names():
         raise unknown_name("method", method, method_names())
+    if target is not None:
+        resolve_target(target)  # a wrong name is said now, not after an hour of calibration
     return Options(
         method=method,
         ratio=ratio,

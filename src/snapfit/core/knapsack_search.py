@@ -24,6 +24,9 @@ from snapfit.core.relaxation import Choices, Floats, Ints, Relaxation, relax
 ROUNDS = ((400, 24), (4_000, 64), (30_000, 512), (150_000, 1 << 30))
 """(width, depth) of the rounds; the last bounds memory at a few hundred MB."""
 
+WORK = 1 << 24
+"""Most states x choices x budgets of one round: keeps a round below about half a minute."""
+
 _FACTORS = (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.25, 1.6, 3.0)
 _MAX_PENDING = 1 << 21
 
@@ -88,9 +91,15 @@ def search(
     loss = choices.loss(pick)
     known = min(abs(bound), abs(loss)) if bound * loss > 0 else 0.0
     tolerance = max(absolute, relative * known)
-    for width, depth in ROUNDS:
+    before = 0
+    for most, depth in ROUNDS:
         if loss - bound <= tolerance or loss <= enough:
             break
+        undecided = int(np.sum(bound + relaxation.reduced < loss - tolerance))
+        width = min(most, WORK // max(1, undecided * len(choices.budgets)))
+        if width <= before:
+            break
+        before = width
         pick, proved, complete = _round(choices, relaxation, pick, width, depth, tolerance)
         loss = choices.loss(pick)
         bound = max(bound, proved)
@@ -151,11 +160,14 @@ def _round(
     # What the items after each step can contribute at best: to the bound and to each cost.
     rest_M = [np.zeros(len(mu_MJ))]
     least_J = [np.zeros(len(slack_J), dtype=np.int64)]
+    most_J = [np.zeros(len(slack_J), dtype=np.int64)]
     for costs_AJ, losses_A in reversed(deltas):
         rest_M.append(rest_M[-1] + (losses_A[:, None] + costs_AJ @ mu_MJ.T).min(axis=0))
         least_J.append(least_J[-1] + costs_AJ.min(axis=0))
+        most_J.append(most_J[-1] + costs_AJ.max(axis=0))
     rest_M.reverse()
     least_J.reverse()
+    most_J.reverse()
 
     states = _States(
         costs=np.zeros((1, len(slack_J)), dtype=np.int64),
@@ -169,6 +181,8 @@ def _round(
         # Constant part of the bound of a partial answer, a multiplier: base, rest, and budget.
         constant_M = base_loss + rest_M[step + 1] - mu_MJ @ slack_J
         room_J = slack_J - least_J[step + 1]
+        # Below this a budget holds whatever follows: spending still less is worth nothing.
+        enough_J = slack_J - most_J[step + 1]
         limit = best_loss - tolerance
         pending: list[tuple[_States, Floats]] = []
         waiting = 0
@@ -181,10 +195,10 @@ def _round(
             pending.append((child, bounds_S))
             waiting += len(bounds_S)
             if waiting > _MAX_PENDING:
-                merged, lost = _merge(pending, width)
+                merged, lost = _merge(pending, width, enough_J)
                 proved, complete = min(proved, lost), complete and lost == np.inf
                 pending, waiting = [merged], len(merged[1])
-        (states, _), lost = _merge(pending, width)
+        (states, _), lost = _merge(pending, width, enough_J)
         proved, complete = min(proved, lost), complete and lost == np.inf
         history.append(states)
         if not states.losses.size:
@@ -233,7 +247,7 @@ def _extend(
 
 
 def _merge(
-    pending: list[tuple[_States, Floats]], width: int
+    pending: list[tuple[_States, Floats]], width: int, enough_J: Ints
 ) -> tuple[tuple[_States, Floats], float]:
     """Join lists, drop dominated states, keep the `width` best; also the best bound left out."""
     bounds_S = np.concatenate([bounds for _, bounds in pending])
@@ -243,7 +257,7 @@ def _merge(
         parent=np.concatenate([states.parent for states, _ in pending]),
         choice=np.concatenate([states.choice for states, _ in pending]),
     )
-    rows = undominated(joined.costs, joined.losses)
+    rows = undominated(np.maximum(joined.costs, enough_J), joined.losses)
     lost = np.inf
     if len(rows) > width:
         rows = rows[np.argsort(bounds_S[rows], kind="stable")]

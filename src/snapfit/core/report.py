@@ -46,7 +46,7 @@ class Metric:
     def __post_init__(self) -> None:
         if self.kind not in ("measured", "predicted"):
             raise ValueError(f"a metric is measured or predicted, not {self.kind!r}")
-        if self.stderr is not None and not self.stderr >= 0:
+        if self.stderr is not None and self.stderr < 0:
             raise ValueError(f"a standard error is >= 0, found {self.stderr}")
         if self.n is not None and self.n < 1:
             raise ValueError(f"a metric averages at least one sample, found {self.n}")

@@ -10,12 +10,15 @@ from torch import Tensor
 from snapfit.core.curve import NATS
 from snapfit.core.errors import SnapfitError
 from snapfit.core.space import Group, Matrix
-from snapfit.methods._lowrank import comparable
+from snapfit.methods._lowrank import COMPARABLE_NEEDS, comparable
 from snapfit.methods.base import Method, Stats
 from snapfit.nn.ordered import Ordered
 
 BY_OUTPUT = frozenset({"grad_mean_square", "fisher_rows", "fisher_root"})
 """Statistics with one entry an output row; a row block sees its own part."""
+
+MODULE_PROXIES = ("activation", "gradient", "fisher")
+"""GAC's importance proxies that calibration gives, a number a module."""
 
 LayerStats = Mapping[str, Mapping[str, Tensor]]
 """Statistics of one layer by module name."""
@@ -26,9 +29,6 @@ def order_layer(
     groups: Sequence[Group],
     weights: Callable[[str], Tensor],
     stats: LayerStats,
-    *,
-    in_nats: bool,
-    score: str | None,
 ) -> tuple[dict[str, Ordered], dict[str, dict[str, float]]]:
     """Order every group of a layer.
 
@@ -37,11 +37,11 @@ def order_layer(
         groups: the layer's groups, each of one matrix.
         weights: gives a parameter by name.
         stats: statistics by module; empty for a method that needs none.
-        in_nats: express curves in nats where the method's own unit cannot be added.
-        score: importance proxy to record as 'score' (worth a parameter), or None.
 
     Returns:
-        Ordered bases and scalars, by group name.
+        Ordered bases and scalars, by group name. Curves are in nats where the statistics allow
+        it, else in the method's own unit. Scalars are those of the method and, for every
+        importance proxy that was collected, 'score.<proxy>': the worth of one parameter.
     """
     ordered: dict[str, Ordered] = {}
     summaries: dict[str, dict[str, float]] = {}
@@ -52,20 +52,19 @@ def order_layer(
         weight_MN = weight_MN[matrix.start : matrix.start + matrix.rows].double()
         seen = _block(_seen(group, groups, stats), matrix)
         item = method.order(group, weight_MN, seen)
-        if in_nats and item.curve.unit != NATS:
+        if item.curve.unit != NATS and seen.keys() >= COMPARABLE_NEEDS:
             item = comparable(item, weight_MN, seen)
         ordered[group.name] = item
-        summaries[group.name] = dict(method.summarise(group, weight_MN, seen))
-        if score is not None:
-            summaries[group.name]["score"] = _score(score, weight_MN, seen, whole_params)
+        summaries[group.name] = {
+            **method.summarise(group, weight_MN, seen),
+            "score.magnitude": float(weight_MN.norm()) / weight_MN.numel(),
+            **{
+                f"score.{proxy}": float(seen[proxy]) / whole_params
+                for proxy in MODULE_PROXIES
+                if proxy in seen
+            },
+        }
     return ordered, summaries
-
-
-def _score(proxy: str, weight_MN: Tensor, stats: Stats, whole_params: int) -> float:
-    """GAC's importance of a parameter: the proxy of the matrix over its parameters."""
-    if proxy == "magnitude":
-        return float(weight_MN.norm()) / weight_MN.numel()
-    return float(stats[proxy]) / whole_params
 
 
 def _seen(group: Group, groups: Sequence[Group], stats: LayerStats) -> Stats:

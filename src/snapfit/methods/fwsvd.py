@@ -1,4 +1,4 @@
-"""`fwsvd`: rows weighted by their Fisher information (arXiv 2207.00112)."""
+"""`fwsvd`: input features weighted by their Fisher information (arXiv 2207.00112)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from snapfit.nn.ordered import Ordered
 
 @dataclass(frozen=True, kw_only=True)
 class Compressor(LowRank):
-    """Decomposes diag(f)^(1/2) W with f the Fisher information summed over each row.
+    """Decomposes W diag(f)^(1/2) with f the Fisher information summed over each input feature.
+
+    The paper writes a layer as x W and weights the rows of W: those are the input features, the
+    columns in the (out, in) layout of `nn.Linear`.
 
     Settings:
-        side: 'out' weights the rows of W in the (out, in) layout of `nn.Linear`; 'in' weights its
-            columns, which are the rows of the paper's x W.
+        side: 'in' as published; 'out' weights the output features instead.
     """
 
-    side: str = "out"
+    side: str = "in"
 
     needs = frozenset({"fisher_rows"})
     unit = "Fisher-weighted weight error"

@@ -136,7 +136,14 @@ def read_header(path: Path) -> dict[str, Entry]:
             key: (int(v["data_offsets"][0]), int(v["data_offsets"][1]))
             for key, v in tensors.items()
         }
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise CorruptFile(
             f"{path} has an unreadable header ({error}); download it again"
         ) from error

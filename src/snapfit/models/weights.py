@@ -143,7 +143,23 @@ def open_weights(source: ModelSource, model: PreTrainedModel | None = None) -> C
             f"{source.path} lacks {len(missing)} of {len(state)} tensors, {missing[0]} first; "
             "the checkpoint is incomplete or of a layout that snapfit does not know"
         )
-    return CheckpointReader(places, aliases, source.dtype)
+    reader = CheckpointReader(places, aliases, source.dtype)
+    _require_equal_ties(source, reader, {name: id(state[name]) for name in places})
+    return reader
+
+
+def _require_equal_ties(
+    source: ModelSource, reader: CheckpointReader, owners: Mapping[str, int]
+) -> None:
+    """Two names of one parameter may both be on disk, but not with different values."""
+    first: dict[int, str] = {}
+    for name, owner in owners.items():
+        other = first.setdefault(owner, name)
+        if other != name and not torch.equal(reader.get(name), reader.get(other)):
+            raise CorruptFile(
+                f"{source.path}: config.json ties {name} to {other}, but the checkpoint holds "
+                "different values for them; set tie_word_embeddings to false in config.json"
+            )
 
 
 def _find(

@@ -34,6 +34,8 @@ from snapfit.nn.tensorfile import open_tensors, save_tensors
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import nn
+
 Progress = Callable[[str, int, int], None]
 """(stage, done, total) after each unit of work."""
 
@@ -91,28 +93,46 @@ def forward_sweep(
     else:
         hidden_BTD = _load(folder, "hidden", start)
     for index in range(start, len(stream)):
-        with (
-            stream.layer(index) as layer,
-            LinearObserver(layer, stream.prefix(index)) as observer,
-            torch.no_grad(),
-        ):
-            if visitor is not None:
-                visitor.layer_started(index, observer.shapes)
-            for rows in micro_batches(*ids_BT.shape, single=single):
-                output_bTD = stream.call_layer(index, layer, hidden_BTD[rows].to(stream.device))
-                stream.require_finite(output_bTD, index, "output", layer)
-                seen = observer.take()
-                if visitor is not None:
-                    visitor.batch(index, seen)
-                # Last: what was seen may be a view of these very rows.
-                hidden_BTD[rows] = output_bTD.cpu()
-                del seen, output_bTD
+        with stream.layer(index) as layer:
+            observe_layer(stream, index, layer, hidden_BTD, visitor, single=single)
         if visitor is not None:
             visitor.layer_done(index)
         _save(folder, "hidden", index + 1, hidden_BTD)
         if not keep:
             _path(folder, "hidden", index).unlink(missing_ok=True)
         progress("forward", index + 1, len(stream))
+
+
+@torch.no_grad()
+def observe_layer(
+    stream: LayerStream,
+    index: int,
+    layer: nn.Module,
+    hidden_BTD: Tensor,
+    visitor: Visitor | None,
+    *,
+    single: bool = False,
+) -> None:
+    """Replace `hidden_BTD`, in place, by the output of `layer` in the place of layer `index`.
+
+    `visitor` sees every micro-batch; its `layer_done` is left to the caller.
+
+    Raises:
+        SnapfitError: the output is not finite.
+
+    """
+    with LinearObserver(layer, stream.prefix(index)) as observer:
+        if visitor is not None:
+            visitor.layer_started(index, observer.shapes)
+        for rows in micro_batches(*hidden_BTD.shape[:2], single=single):
+            output_bTD = stream.call_layer(index, layer, hidden_BTD[rows].to(stream.device))
+            stream.require_finite(output_bTD, index, "output", layer)
+            seen = observer.take()
+            if visitor is not None:
+                visitor.batch(index, seen)
+            # Last: what was seen may be a view of these very rows.
+            hidden_BTD[rows] = output_bTD.cpu()
+            del seen, output_bTD
 
 
 def backward_sweep(
@@ -186,12 +206,12 @@ def backward_sweep(
         progress("backward", depth - index, depth)
 
 
-def sampled_labels(logits_TV: Tensor, uniform_T: Tensor) -> Tensor:
-    """One label (T,) a position from softmax(logits), by inversion of `uniform_T` in [0, 1)."""
-    cumulative_TV = logits_TV.float().softmax(-1).cumsum(-1)
+def sampled_labels(probability_TV: Tensor, uniform_T: Tensor) -> Tensor:
+    """One label (T,) a position from its distribution, by inversion of `uniform_T` in [0, 1)."""
+    cumulative_TV = probability_TV.cumsum(-1)
     threshold_T1 = (uniform_T.to(cumulative_TV) * cumulative_TV[:, -1])[:, None]
     labels_T = torch.searchsorted(cumulative_TV, threshold_T1, right=True)[:, 0]
-    return labels_T.clamp_max(logits_TV.shape[-1] - 1)
+    return labels_T.clamp_max(probability_TV.shape[-1] - 1)
 
 
 def label_noise(sequences: int, tokens: int, seed: int) -> Tensor:
@@ -214,9 +234,11 @@ def _head_gradient(
                 part = slice(start, start + step)
                 hidden_tD = hidden_BTD[row, part].to(stream.device).requires_grad_()
                 logits_tV = head(hidden_tD[None])[0].float()
-                labels_t = sampled_labels(logits_tV.detach(), uniform_BT[row, part])
-                loss = torch.nn.functional.cross_entropy(logits_tV, labels_t, reduction="sum")
-                (gradient_tD,) = torch.autograd.grad(loss, hidden_tD)
+                # The gradient of the loss at the logits: probabilities minus one at the label.
+                down_tV = logits_tV.detach().softmax(-1)
+                labels_t = sampled_labels(down_tV, uniform_BT[row, part])
+                down_tV[torch.arange(len(labels_t)), labels_t] -= 1
+                (gradient_tD,) = torch.autograd.grad(logits_tV, hidden_tD, down_tV)
                 gradient_BTD[row, part] = gradient_tD.cpu()
             progress("head", row + 1, sequences)
     if not torch.isfinite(gradient_BTD).all():

@@ -17,10 +17,11 @@ from snapfit.core.options import Options
 from snapfit.core.plan import Plan
 from snapfit.core.progress import Progress, Silent
 from snapfit.pipeline.decide import decide
+from snapfit.pipeline.info import info
 from snapfit.pipeline.job import Job
 from snapfit.pipeline.realise import realise
 
-__all__ = ["Options", "apply", "compress", "plan"]
+__all__ = ["Options", "apply", "compress", "info", "plan"]
 
 
 def compress(

@@ -30,7 +30,8 @@ def decide(job: Job) -> Plan:
         Infeasible: the ratio cannot be reached; says the largest that can.
         SnapfitError: whatever stops an earlier stage.
     """
-    job.store  # noqa: B018 - made now, so that what follows times planning alone
+    for note in job.notes:
+        job.progress.note(note)
     with job.clock("plan"):
         return _decide(job)
 
@@ -48,7 +49,9 @@ def _decide(job: Job) -> Plan:
             perplexity=_perplexity_probe(job),
         )
         unaligned = job.method.allocate(request)
-    scores = {name: s["score"] for name, s in job.summaries.items()} if job.score else None
+    scores = None
+    if job.score is not None:
+        scores = {name: facts[f"score.{job.score}"] for name, facts in job.summaries.items()}
     try:
         choice = choose(
             options.objective,

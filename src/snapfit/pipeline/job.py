@@ -11,14 +11,14 @@ import torch
 from transformers import PreTrainedModel
 
 from snapfit.calib.collect import collect
-from snapfit.calib.store import Statistics
+from snapfit.calib.store import Statistics, find_statistics
 from snapfit.calib.token_file import read_windows, save_windows
 from snapfit.calib.tokens import Tokens, load_tokens
 from snapfit.checkpoint.load import load, load_tokenizer
 from snapfit.core.candidates import AlignRule
 from snapfit.core.clock import Clock
 from snapfit.core.curve import NATS, Curve
-from snapfit.core.files import digest_files
+from snapfit.core.files import digest_files, digest_json, read_json, write_json
 from snapfit.core.options import Options
 from snapfit.core.progress import Progress
 from snapfit.core.space import Group, Space
@@ -46,14 +46,17 @@ class Job:
 
     @cached_property
     def workspace(self) -> Workspace:
+        """Where everything reusable is kept."""
         return Workspace.at(self.options.work)
 
     @cached_property
     def method(self) -> Method:
+        """The configured compressor."""
         return load_method(self.options.method, self.options.settings)
 
     @cached_property
     def rules(self) -> tuple[AlignRule, ...]:
+        """Alignment rules of `--align` or `--target`."""
         if self.options.align is not None:
             source = f"--align {self.options.align}"
             return (AlignRule(axis="rank", multiple=self.options.align, source=source),)
@@ -63,14 +66,17 @@ class Job:
 
     @cached_property
     def source(self) -> ModelSource:
+        """The checked checkpoint."""
         return open_model(self.model, trust_remote_code=self.options.trust_remote_code)
 
     @cached_property
     def skeleton(self) -> PreTrainedModel:
+        """The model without weights, on the meta device."""
         return empty_model(self.source)
 
     @cached_property
     def reader(self) -> CheckpointReader:
+        """The weights, by the names of `skeleton`."""
         return open_weights(self.source, self.skeleton)
 
     @cached_property
@@ -86,6 +92,7 @@ class Job:
 
     @cached_property
     def layers(self) -> dict[int, list[Group]]:
+        """Groups by decoder layer."""
         layers: dict[int, list[Group]] = {}
         for group in self.space.groups:
             layers.setdefault(group.layer, []).append(group)
@@ -93,26 +100,26 @@ class Job:
 
     @cached_property
     def stream(self) -> LayerStream:
+        """Runs the model a layer at a time."""
         data = family(self.source, self.skeleton)
         return LayerStream(self.skeleton, self.reader, data.layers)
 
     @cached_property
     def score(self) -> str | None:
+        """Importance proxy that the objective needs, or None."""
         return self.options.score if self.options.objective in {"gac", "round"} else None
-
-    @cached_property
-    def in_nats(self) -> bool:
-        """Whether curves of another unit must be made comparable."""
-        return self.options.objective == "curve" and self.method.unit != NATS
 
     @cached_property
     def needs(self) -> frozenset[str]:
         """Statistics to collect: the method's, the proxy's, and what makes curves comparable."""
-        needs = self.method.needs | (COMPARABLE_NEEDS if self.in_nats else frozenset())
+        needs = self.method.needs
+        if self.options.objective == "curve" and self.method.unit != NATS:
+            needs |= COMPARABLE_NEEDS
         return needs | ({self.score} if self.score not in {None, "magnitude"} else frozenset())
 
     @cached_property
     def tokens(self) -> Tokens:
+        """Calibration windows."""
         options = self.options
         depends = {
             "revision": self.source.revision,
@@ -125,10 +132,7 @@ class Job:
         if not path.exists():
             with self.clock("tokens"):
                 save_windows(path, self._load_tokens())
-        found = read_windows(path)
-        for note in found.notes:
-            self.progress.note(note)
-        return found
+        return read_windows(path)
 
     def _load_tokens(self) -> Tokens:
         options = self.options
@@ -137,7 +141,7 @@ class Job:
             options.calib,
             tokenizer=None if from_self else load_tokenizer(self.source.path),
             model_loader=lambda: load(self.source.path, dtype=torch.float32),
-            vocab_size=self.skeleton.get_input_embeddings().num_embeddings,
+            vocab_size=int(self.source.config.get_text_config().vocab_size),
             count=options.calib_tokens,
             context=options.context,
             seed=options.seed,
@@ -145,48 +149,54 @@ class Job:
         )
 
     @cached_property
-    def statistics(self) -> Statistics:
+    def statistics(self) -> Statistics | None:
+        """Calibration statistics, complete; None for a job that needs no data.
+
+        What an earlier job collected on the same tokens is used when it is all that is needed, or
+        more: then the ordered bases are shared between objectives too.
+        """
+        if not self.needs:
+            return None
+        tokens = self.tokens
         depends = {
             "revision": self.source.revision,
-            "tokens": self.tokens.digest,
-            "needs": sorted(self.needs),
+            "tokens": tokens.digest,
             "seed": self.options.seed,
-            "modules": sorted({group.matrices[0].name for group in self.space.groups}),
         }
-        tokens = self.tokens
+        root = self.workspace.folder("stats", depends)
+        modules = sorted({group.matrices[0].name for group in self.space.groups})
+        found = find_statistics(root, needs=self.needs, modules=modules)
+        if found is not None:
+            return found
+        key = digest_json({"needs": sorted(self.needs), "modules": modules})
         with self.clock("statistics"):
-            statistics = collect(
+            return collect(
                 self.stream,
                 tokens,
                 self.needs,
-                self.workspace.folder("stats", depends),
+                root / key,
                 revision=self.source.revision,
                 seed=self.options.seed,
-                modules=depends["modules"],
+                modules=modules,
                 progress=StageProgress(self.progress),
             )
-        for warning in statistics.warnings:
-            self.progress.note(warning)
-        return statistics
 
     @cached_property
     def store(self) -> OrderedStore:
         """The ordered bases, complete."""
+        statistics = self.statistics
         depends = {
             "revision": self.source.revision,
-            "tokens": self.tokens.digest if self.needs else None,
-            "needs": sorted(self.needs),
-            "seed": self.options.seed if self.needs else None,
+            "tokens": self.tokens.digest if statistics else None,
+            "needs": sorted(statistics.needs) if statistics else [],
+            "seed": self.options.seed if statistics else None,
             "method": self.options.method,
             "settings": settings_of(self.method),
-            "in_nats": self.in_nats,
-            "score": self.score,
         }
         store = OrderedStore(self.workspace.folder("ordered", depends))
         missing = [layer for layer in self.layers if not store.has(layer)]
         if not missing:
             return store
-        statistics = self.statistics if self.needs else None
         with self.clock("order"):
             self.progress.stage("order", len(self.layers))
             self.progress.advance(len(self.layers) - len(missing))
@@ -196,12 +206,24 @@ class Job:
                     self.layers[layer],
                     self.reader.get,
                     statistics.layer(layer) if statistics else {},
-                    in_nats=self.in_nats,
-                    score=self.score,
                 )
                 store.write(layer, ordered, summaries, self.source.dtype)
                 self.progress.advance()
         return store
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know before trusting the figures, such as too few tokens.
+
+        Kept beside the ordered bases, because the statistics may have been deleted by then.
+        """
+        path = self.store.folder / "notes.json"
+        if not path.exists():
+            found: tuple[str, ...] = ()
+            if self.statistics is not None:
+                found = (*self.tokens.notes, *self.statistics.warnings)
+            write_json(path, list(found))
+        return tuple(str(note) for note in read_json(path))
 
     @cached_property
     def ordered(self) -> dict[int, OrderedLayer]:
@@ -210,10 +232,12 @@ class Job:
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
+        """Loss curve of every group."""
         return {name: c for layer in self.ordered.values() for name, c in layer.curves.items()}
 
     @cached_property
     def summaries(self) -> dict[str, Mapping[str, float]]:
+        """Scalars of every group."""
         return {name: s for layer in self.ordered.values() for name, s in layer.summaries.items()}
 
 

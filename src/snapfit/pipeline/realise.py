@@ -45,7 +45,14 @@ def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
         report = Report(entries={**entries, **_spent(job)}, environment=environment()).to_json()
         write_json(folder / "plan.json", plan.to_json())
         write_json(folder / "report.json", report)
-        write_report(report, plan.to_json(), job.curves, folder / "report.html")
+        write_report(
+            folder / "report.html",
+            report=report,
+            plan=plan,
+            space=job.space,
+            curves=job.curves,
+            warnings=job.notes,
+        )
         write_card(folder, name=output.name, plan=plan, report=report)
     return {**report, "output": str(output)}
 
@@ -93,7 +100,7 @@ def _counted(job: Job, plan: Plan) -> dict[str, Metric | Plain]:
         "params.dense": space.total_params,
         "params.compressed": cost.params(sizes),
         "params.budget": int(plan.budget["params"]) + space.total_params - space.dense_params,
-        "ratio.linear": 1 - kept / space.dense_params,
+        "ratio.linear": (space.dense_params - kept) / space.dense_params,
         "ratio.model": (space.dense_params - kept) / space.total_params,
         "alignment.mod8": alignment(space, sizes, 8),
         "alignment.mod16": alignment(space, sizes, 16),

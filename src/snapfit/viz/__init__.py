@@ -1,0 +1,3 @@
+"""Figures and the HTML report."""
+
+from __future__ import annotations

@@ -1,0 +1,35 @@
+# make demo | test | check | clean. PYTHON=python3.12 chooses the interpreter of .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := demo-output
+
+.PHONY: demo test check clean
+
+demo: .venv/report.stamp build/demo-text.txt
+	$(BIN)/snapfit compress embedded -o $(DEMO) --ratio 0.2 --align 16 \
+	  --calib-tokens 8192 --context 256 \
+	  --eval-text build/demo-text.txt --eval-context 256 --eval-windows 32 \
+	  --work snapfit-work --overwrite
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest
+
+check: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build $(DEMO) snapfit-work
+
+build/demo-text.txt: .venv/report.stamp tools/demo_text.py src/snapfit/evals/procedural.py
+	mkdir -p build
+	$(BIN)/python tools/demo_text.py > $@.part
+	mv $@.part $@
+
+# Installed in place, so that only a changed pyproject.toml needs another installation.
+.venv/%.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	touch $@

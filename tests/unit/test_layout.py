@@ -1,0 +1,77 @@
+"""Layouts of factored layers: shapes add up, and a stranger's file is checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from helpers import rank_group, small_space
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snapfit.core.errors import CorruptFile
+from snapfit.core.layout import MAX_DIMENSION, Block, ModuleLayout, plan_layouts
+from snapfit.core.space import Group, Matrix
+
+blocks = st.builds(
+    lambda rows, rank: Block(rows=rows, rank=rank),
+    st.integers(8, 64),
+    st.one_of(st.none(), st.integers(1, 8)),
+)
+
+
+@given(st.integers(8, 64), st.lists(blocks, min_size=1, max_size=4))
+def test_json_round_trip(inputs: int, parts: list[Block]) -> None:
+    layout = ModuleLayout(inputs=inputs, blocks=tuple(parts))
+    assert ModuleLayout.from_json("m", layout.to_json()) == layout
+    assert layout.outputs == sum(part.rows for part in parts)
+
+
+def test_params_of_pairs_and_dense_blocks() -> None:
+    layout = ModuleLayout(inputs=10, blocks=(Block(rows=4, rank=2), Block(rows=6, rank=None)))
+    assert layout.params == 2 * 14 + 60
+    assert layout.ranks == (2,)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([1, 2], "expected a table"),
+        ({"out": 4, "rank": 2}, "'in' must be a positive integer, found None"),
+        ({"in": 4, "out": 4.0, "rank": 2}, "'out' must be"),
+        ({"in": True, "out": 4, "rank": 2}, "'in' must be"),
+        ({"in": 4, "out": MAX_DIMENSION + 1, "rank": 2}, "'out' must be"),
+        ({"in": 4, "out": 4, "rank": 0}, "'rank' must be"),
+        ({"in": 4, "out": 4, "rank": 5}, "rank 5 exceeds a 4 x 4 block"),
+        ({"in": 4, "out": 4, "blocks": []}, "non-empty list"),
+        ({"in": 4, "out": 4, "blocks": [3]}, "a block must be a table"),
+        ({"in": 4, "out": 4, "blocks": [{"rows": 3, "rank": 1}]}, "blocks have 3 rows"),
+        ({"in": 4, "out": 4, "blocks": [{"rank": 1}]}, "'rows' must be"),
+    ],
+)
+def test_malformed_layouts_are_refused(data: Any, message: str) -> None:
+    with pytest.raises(CorruptFile, match=message):
+        ModuleLayout.from_json("m", data)
+
+
+def test_plan_layouts_lists_factored_modules_only() -> None:
+    space = small_space(1)
+    sizes = {"model.layers.0.q_proj": 8, "model.layers.0.up_proj": 48}
+    layouts = plan_layouts(space, space.groups, sizes)
+    assert layouts == {
+        "model.layers.0.q_proj": ModuleLayout(inputs=48, blocks=(Block(rows=48, rank=8),))
+    }
+
+
+def test_plan_layouts_fill_the_rows_between_blocks() -> None:
+    space = small_space(1)
+    name = "model.layers.0.up_proj"
+    part = Matrix(name=name, axis="rank", rows=32, cols=48, start=16)
+    group = Group(name=f"{name}#v:16-48", kind="rank", matrices=(part,), full=32, role="v", layer=0)
+    layout = plan_layouts(space, [group], {group.name: 4})[name]
+    assert layout.blocks == (
+        Block(rows=16, rank=None),
+        Block(rows=32, rank=4),
+        Block(rows=48, rank=None),
+    )
+    assert rank_group(name, 96, 48).dense_params == layout.outputs * layout.inputs
