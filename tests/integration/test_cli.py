@@ -79,7 +79,7 @@ def assert_one_line_error(done: Done, code: int, *parts: str) -> None:
         (["--method", "kfacc"], ["kfacc", "did you mean 'kfac'?", "asvd", "svd-llm"]),
         (["--objective", "curves"], ["curves", "did you mean 'curve'?", "gac, round, none"]),
         (["--of", "layer"], ["layer", "linear, model"]),
-        (["--target", "h100", "--align", "8"], ["--align", "--target"]),
+        (["--target", "h100_sxm", "--align", "8"], ["--align", "--target"]),
         (["--align", "0"], ["align", "0"]),
         (["--set", "alpha"], ["KEY=VALUE", "alpha"]),
         (["--calib-tokens", "10"], ["10"]),

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 failed, 2 bad use, 130 interrupted.
 
 from __future__ import annotations
 
-import ast
 import os
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import snapfit
-import snapfit.methods
+from snapfit.cli.catalogue import method_names, method_summary, target_row
 from snapfit.cli.console import (
     answer_json,
     complain,
@@ -35,7 +34,6 @@ from snapfit.cli.request import (
     Target,
     TrustRemoteCode,
     Work,
-    method_names,
     takes_request,
 )
 from snapfit.core.errors import SnapfitError, UsageError
@@ -135,19 +133,12 @@ def plan(
     from snapfit import pipeline
 
     if output.exists() and not options.overwrite:
-        raise SnapfitError(f"{output} already exists; choose another file or pass --overwrite")
+        raise _exists(output)
     with working() as bars:
         decided = pipeline.plan(model, output, options, bars)
-    facts = {
-        "model": decided.model,
-        "method": decided.method,
-        "objective": decided.objective,
-        "budget": dict(decided.budget),
-        "predicted": dict(decided.predicted),
-        "groups": len(decided.sizes),
-        "digest": decided.digest,
-        "output": str(output),
-    }
+    facts = {name: getattr(decided, name) for name in ("model", "method", "objective", "digest")}
+    facts |= {"budget": dict(decided.budget), "predicted": dict(decided.predicted)}
+    facts |= {"groups": len(decided.sizes), "output": str(output)}
     _show_facts(facts, "plan", as_json=as_json)
 
 
@@ -202,7 +193,7 @@ def align(
     from snapfit.core.files import read_json, write_json
 
     if output.exists() and not overwrite:
-        raise SnapfitError(f"{output} already exists; choose another file or pass --overwrite")
+        raise _exists(output)
     multiple = _multiple(align, target)
     aligned = align_dims(read_json(dims), align=multiple, keep=keep, version=snapfit.__version__)
     write_json(output, aligned)
@@ -264,14 +255,7 @@ def targets(as_json: AsJson = False) -> None:
     if as_json:
         answer_json({"targets": [profile.to_json() for profile in profiles]})
         return
-    rows = [
-        (
-            profile.device,
-            ", ".join(str(rule.multiple) for rule in profile.rules if rule.axis == "rank"),
-            "; ".join(dict.fromkeys(rule.source for rule in profile.rules)),
-        )
-        for profile in profiles
-    ]
+    rows = [target_row(profile) for profile in profiles]
     show(names_table(("target", "multiple", "source"), rows))
 
 
@@ -285,11 +269,8 @@ def methods(as_json: AsJson = False) -> None:
     show(names_table(("method", "what it does"), rows))
 
 
-def method_summary(name: str) -> str:
-    """The first line of a method's file, read without importing it (and so torch)."""
-    file = Path(snapfit.methods.__path__[0]) / f"{name.replace('-', '_')}.py"
-    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return docstring.partition("\n")[0]
+def _exists(output: Path) -> SnapfitError:
+    return SnapfitError(f"{output} already exists; choose another file or pass --overwrite")
 
 
 def _multiple(align: int | None, target: str | None) -> int:

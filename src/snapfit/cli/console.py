@@ -121,11 +121,11 @@ def report_table(report: Mapping[str, Any]) -> Table:
     table.add_column("how")
     params = report["params"]
     table.add_row("parameters", f"{params['dense']:,}", f"{params['compressed']:,}", "counted")
-    for name, base in (("linear", "linear layers"), ("model", "whole model")):
-        table.add_row(f"removed of {base}", "", f"{report['ratio'][name]:.2%}", "counted")
+    for name in ("linear", "model"):
+        table.add_row(f"removed of {name}", "", f"{report['ratio'][name]:.2%}", "counted")
     for name, share in report["alignment"].items():
         multiple = name.removeprefix("mod")
-        table.add_row(f"sizes in multiples of {multiple}", "", f"{share:.1%}", "counted")
+        table.add_row(f"multiples of {multiple}", "", f"{share:.1%}", "counted")
     if (loss := report.get("loss", {}).get("predicted")) is not None:
         unit = _detail(report, "loss.predicted").get("unit") or "nats"
         table.add_row(f"loss added ({unit})", "", f"{loss:.4f}", "predicted")

@@ -10,9 +10,9 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-import snapfit.methods
+from snapfit.cli.catalogue import method_names
 from snapfit.core.errors import UsageError
-from snapfit.core.names import plugin_files, unknown_name
+from snapfit.core.names import unknown_name
 from snapfit.core.options import Options
 from snapfit.hardware import resolve_target
 
@@ -66,11 +66,6 @@ Target: TypeAlias = Annotated[
         rich_help_panel=_SIZES,
     ),
 ]
-
-
-def method_names() -> tuple[str, ...]:
-    """Methods by their names on the command line, found by file name: none is imported."""
-    return tuple(name.replace("_", "-") for name in plugin_files(snapfit.methods.__path__))
 
 
 def request(

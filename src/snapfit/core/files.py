@@ -132,6 +132,15 @@ def digest_files(paths: list[Path]) -> str:
     return sha.hexdigest()[:16]
 
 
+def readable_bytes(count: float) -> str:
+    """'1.5 GB', '20 kB': decimal units, as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
 def _write_failed(destination: Path, error: OSError) -> str:
     reason = error.strerror or str(error)
     return f"cannot write {destination}: {reason}; free space or choose another place, then rerun"

@@ -1,0 +1,1 @@
+"""Measurements: perplexity, and procedural text with exact answers."""

@@ -62,18 +62,6 @@ class FactoredLinear(nn.Module):
                 start += block.rank
         return torch.cat(outputs, dim=-1)
 
-    def merged(self) -> Tensor:
-        """The dense (M, N) weight that computes the same function."""
-        parts = list(self.b) if isinstance(self.b, nn.ModuleList) else [self.b]
-        rows, start = [], 0
-        for block, part in zip(self.layout.blocks, parts, strict=True):
-            if block.rank is None:
-                rows.append(part.weight)
-            else:
-                rows.append(part.weight @ self.a.weight[start : start + block.rank])
-                start += block.rank
-        return torch.cat(rows)
-
     def extra_repr(self) -> str:
         """Shapes, for `print(model)`."""
         return f"in={self.in_features}, out={self.out_features}, ranks={self.layout.ranks}"

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from snapfit.core.errors import SnapfitError
+from snapfit.core.files import readable_bytes
 from snapfit.nn.observe import LinearObserver, Seen, with_gradients
 from snapfit.nn.stream import LayerStream, micro_batches
 from snapfit.nn.tensorfile import open_tensors, save_tensors
@@ -283,6 +284,7 @@ def _require_space(folder: Path, hidden_BTD: Tensor, *, copies: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise SnapfitError(
-            f"{folder} has {free / 1e9:.1f} GB free and the hidden states of {copies} layers need "
-            f"{needed / 1e9:.1f} GB; use fewer calibration tokens or another work folder"
+            f"{folder} has {readable_bytes(free)} free and the hidden states of {copies} layers "
+            f"need {readable_bytes(needed)}; free space, use fewer calibration tokens or another "
+            "work folder"
         )

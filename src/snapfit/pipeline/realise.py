@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from snapfit.checkpoint.card import write_card
 from snapfit.checkpoint.load import load, load_tokenizer
 from snapfit.checkpoint.save import save_factored
 from snapfit.core.cost import CostModel
-from snapfit.core.files import atomic_directory, write_json
+from snapfit.core.files import atomic_directory, digest_files, read_json, write_json
 from snapfit.core.layout import Layouts, plan_layouts
 from snapfit.core.plan import Plan, alignment
 from snapfit.core.report import Metric, Plain, Report, environment
 from snapfit.evals.perplexity import perplexity, read_text
+from snapfit.models.describe import empty_model
 from snapfit.pipeline.job import Job
 from snapfit.viz.html import write_report
 
@@ -36,7 +38,8 @@ def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
             save_factored(
                 folder,
                 source=job.source,
-                model=job.skeleton,
+                # A fresh one: streaming has taken the tied weights of `job.skeleton` apart.
+                model=empty_model(job.source),
                 reader=job.reader,
                 layouts=layouts,
                 factors=_factors(job, plan, layouts),
@@ -117,24 +120,38 @@ def _counted(job: Job, plan: Plan) -> dict[str, Metric | Plain]:
 
 
 def _perplexities(job: Job, folder: Path) -> dict[str, Metric | Plain]:
+    """Of both models on the same windows; the dense model's is measured once and kept."""
     options = job.options
     if options.eval_text is None:
         return {}
     text = read_text(options.eval_text)
     tokenizer = load_tokenizer(job.source.path)
-    measured: dict[str, Metric | Plain] = {}
-    for name, path in (("dense", job.source.path), ("compressed", folder)):
+
+    def measure(path: Path) -> Metric:
         with job.clock("evaluate"):
-            measured[f"perplexity.{name}"] = perplexity(
+            return perplexity(
                 load(path, dtype=torch.float32),
                 tokenizer,
                 text,
                 context=options.eval_context,
                 windows=options.eval_windows,
-                source=options.eval_text.name,
+                source=str(options.eval_text),
                 progress=job.progress,
             )
-    return measured
+
+    depends = {
+        "revision": job.source.revision,
+        "text": digest_files([options.eval_text]),
+        "context": options.eval_context,
+        "windows": options.eval_windows,
+    }
+    kept = job.workspace.folder("evaluate", depends) / "dense.json"
+    if not kept.exists():
+        write_json(kept, asdict(measure(job.source.path)))
+    return {
+        "perplexity.dense": Metric(**read_json(kept)),
+        "perplexity.compressed": measure(folder),
+    }
 
 
 def _spent(job: Job) -> dict[str, Metric | Plain]:

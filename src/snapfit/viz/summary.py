@@ -12,6 +12,9 @@ from snapfit.core.space import Space
 
 _NOT_FIGURES = frozenset({"schema", "details", "environment", "warnings", "stages"})
 _LABELS = {
+    "perplexity.dense": "Perplexity before",
+    "perplexity.compressed": "Perplexity after",
+    "loss.predicted": "Loss added",
     "params.dense": "Parameters before",
     "params.compressed": "Parameters after",
     "params.budget": "Parameters allowed",
@@ -25,10 +28,9 @@ _LABELS = {
     "flops_per_token.compressed": "Operations a token after",
     "kv_bytes_per_token": "KV cache bytes a token",
     "calibration.tokens": "Calibration tokens",
-    "loss.predicted": "Loss added",
-    "perplexity.dense": "Perplexity before",
-    "perplexity.compressed": "Perplexity after",
 }
+"""Known figures in the order of a report; others follow under their own names."""
+
 _SHARES = ("ratio.", "alignment.")
 _SAID = frozenset({"method", "objective", "ratio", "of", "seed"})
 _TOTALS = ("n", "dense", "kept", "whole", "loss")
@@ -75,11 +77,13 @@ class RoleTotal:
 def figures(report: Mapping[str, Any]) -> list[Figure]:
     """Every number of a report with its unit, how it is known, its error and its settings."""
     details = report.get("details", {})
-    return [
-        _figure(name, value, details.get(name, {}))
+    found = {
+        name: _figure(name, value, details.get(name, {}))
         for name, value in _leaves(report)
         if name in details or (isinstance(value, int | float) and not isinstance(value, bool))
-    ]
+    }
+    order = [name for name in _LABELS if name in found]
+    return [found[name] for name in dict.fromkeys([*order, *found])]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ Shape suffixes: b windows of a batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,10 +80,10 @@ def _generate(model: PreTrainedModel, start: int, ends: Tensor, uniform_bT: Tens
 
     size, context = uniform_bT.shape
     ids_bT = torch.full((size, context), start, dtype=torch.int64, device=model.device)
-    cache = DynamicCache(config=model.config)
+    cache = {_cache_argument(model): DynamicCache(config=model.config), "use_cache": True}
     for step in range(1, context):
         previous_b1 = ids_bT[:, step - 1 : step]
-        logits_bV = model(previous_b1, past_key_values=cache, use_cache=True).logits[:, -1].float()
+        logits_bV = model(previous_b1, **cache).logits[:, -1].float()
         if not torch.isfinite(logits_bV).all():
             raise SnapfitError("the model's own logits hold NaN or infinity; the model is broken")
         cumulative_bV = logits_bV.softmax(-1).cumsum(-1)
@@ -92,6 +93,11 @@ def _generate(model: PreTrainedModel, start: int, ends: Tensor, uniform_bT: Tens
         ended_b = torch.isin(previous_b1[:, 0], ends) & (previous_b1[:, 0] != start)
         ids_bT[:, step] = torch.where(ended_b, start, chosen_b)
     return ids_bT.cpu()
+
+
+def _cache_argument(model: PreTrainedModel) -> str:
+    """'cache' since transformers 5.24 or so, 'past_key_values' before."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _all(value: Any) -> list[int]:

@@ -1,0 +1,29 @@
+"""What there is to choose from, found without importing anything heavy."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import snapfit.methods
+from snapfit.core.names import plugin_files
+from snapfit.core.profile import Profile
+
+
+def method_names() -> tuple[str, ...]:
+    """Methods by their names on the command line, found by file name: none is imported."""
+    return tuple(name.replace("_", "-") for name in plugin_files(snapfit.methods.__path__))
+
+
+def method_summary(name: str) -> str:
+    """The first line of a method's file, read without importing it (and so torch)."""
+    file = Path(snapfit.methods.__path__[0]) / f"{name.replace('-', '_')}.py"
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0].removeprefix(f"`{name}`: ")
+
+
+def target_row(profile: Profile) -> tuple[str, str, str]:
+    """A target's name, the multiples that ranks must be of, and where they come from."""
+    multiples = dict.fromkeys(str(rule.multiple) for rule in profile.rules if rule.axis == "rank")
+    sources = dict.fromkeys(rule.source for rule in profile.rules)
+    return profile.device, ", ".join(multiples), "; ".join(sources)
