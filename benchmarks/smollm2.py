@@ -133,12 +133,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| method | objective | align | ratio | mod8 | mod16 | perplexity | predicted loss |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        lines.append(
-            f"| {row['method']} | {row['objective']} | {row['align'] or '-'} "
-            f"| {row['ratio.linear']:.4f} | {row['mod8']:.2f} | {row['mod16']:.2f} "
-            f"| {row['perplexity']:.2f} ± {row['stderr']:.2f} | {row['loss.predicted']:.4g} |"
-        )
+    lines += [
+        f"| {row['method']} | {row['objective']} | {row['align'] or '-'} "
+        f"| {row['ratio.linear']:.4f} | {row['mod8']:.2f} | {row['mod16']:.2f} "
+        f"| {row['perplexity']:.2f} ± {row['stderr']:.2f} | {row['loss.predicted']:.4g} |"
+        for row in rows
+    ]
     return "\n".join(lines)
 
 

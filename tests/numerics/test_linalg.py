@@ -61,7 +61,7 @@ def test_two_sided_truncation_is_optimal(rows, cols):
 
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 def test_singular_moments_lose_nothing_that_was_measured(rows, cols):
-    """Five samples for up to twenty dimensions: where Cholesky fails, full rank is exact on data."""
+    """Five samples for up to twenty dimensions: Cholesky fails, full rank is exact on data."""
     torch.manual_seed(2)
     weight = torch.randn(rows, cols, dtype=torch.float64)
     x = torch.randn(5, cols, dtype=torch.float64)

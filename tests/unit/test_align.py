@@ -65,24 +65,24 @@ def test_importance_decides_who_is_rounded_up() -> None:
 
 def test_budgets() -> None:
     one = {"groups": [group(size=100.5)]}
-    assert align_dims(one)["budget"] == 10050
-    assert align_dims(one, keep=0.85)["budget"] == 21760
-    assert align_dims(one | {"budget": 9000})["groups"][0]["size"] == 88
-    assert align_dims(one | {"budget": 25600})["groups"][0]["size"] == 104
+    assert align_dims(one, align=8)["budget"] == 10050
+    assert align_dims(one, keep=0.85, align=8)["budget"] == 21760
+    assert align_dims(one | {"budget": 9000}, align=8)["groups"][0]["size"] == 88
+    assert align_dims(one | {"budget": 25600}, align=8)["groups"][0]["size"] == 104
 
 
 def test_a_rank_that_costs_as_much_as_dense_is_dense() -> None:
     rank = group(size=63.9, full=100, cost=200, dense=10000)
-    out = align_dims({"groups": [rank]}, keep=1.0)
+    out = align_dims({"groups": [rank]}, keep=1.0, align=8)
     assert out["groups"][0]["size"] == 100
     assert out["groups"][0]["params"] == out["params"]["dense"] == 10000
-    out = align_dims({"groups": [rank], "budget": 9999})
+    out = align_dims({"groups": [rank], "budget": 9999}, align=8)
     assert out["groups"][0]["size"] == 48
 
 
 def test_out_of_reach_is_explained() -> None:
     with pytest.raises(Infeasible, match=r"multiples of 8 cannot meet the budget of 799 .* is 800"):
-        align_dims({"groups": [group()], "budget": 799})
+        align_dims({"groups": [group()], "budget": 799}, align=8)
 
 
 @pytest.mark.parametrize(

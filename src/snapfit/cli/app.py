@@ -37,10 +37,7 @@ from snapfit.cli.request import (
     takes_request,
 )
 from snapfit.core.errors import SnapfitError, UsageError
-from snapfit.core.options import Options
-
-DEFAULT_ALIGN = 8
-"""What `align` rounds to when neither a multiple nor a target is named."""
+from snapfit.core.options import DEFAULT_ALIGN, Options
 
 INTERRUPTED = 130
 

@@ -56,7 +56,11 @@ EvalWindows: TypeAlias = Annotated[
 ]
 Align: TypeAlias = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Sizes are multiples of N.", rich_help_panel=_SIZES),
+    typer.Option(
+        metavar="N",
+        help="Sizes are multiples of N; 16 without --target, 1 for any size.",
+        rich_help_panel=_SIZES,
+    ),
 ]
 Target: TypeAlias = Annotated[
     str | None,
@@ -105,11 +109,12 @@ def request(
     refit: Annotated[
         bool,
         typer.Option(
-            "--refit/--no-refit",
-            help="Re-estimate factors on the compressed model's activations.",
+            "--refit",
+            help="Fit the factors to the compressed model's own inputs: better, but another pass "
+            "over the calibration tokens for every plan, instead of only slicing.",
             rich_help_panel=_SIZES,
         ),
-    ] = True,
+    ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option(

@@ -18,6 +18,7 @@ import numpy as np
 from snapfit.core.errors import Infeasible, UsageError
 from snapfit.core.layout import MAX_DIMENSION
 from snapfit.core.objectives import gac
+from snapfit.core.options import DEFAULT_ALIGN
 from snapfit.core.units import Unit, reason
 
 SCHEMA = 1
@@ -26,7 +27,7 @@ _FIELDS = ("name", "size", "full", "cost", "score")
 
 
 def align_dims(
-    data: Any, *, align: int = 8, keep: float | None = None, version: str = ""
+    data: Any, *, align: int = DEFAULT_ALIGN, keep: float | None = None, version: str = ""
 ) -> dict[str, Any]:
     """Choose a multiple of `align`, or the full size, for every group, within the budget.
 

@@ -14,6 +14,9 @@ OBJECTIVES = ("curve", "gac", "round", "none")
 BASES = ("linear", "model")
 SCORES = ("magnitude", "activation", "gradient", "fisher")
 
+DEFAULT_ALIGN = 16
+"""Without --align and --target: the multiple that costs nothing on any GPU measured so far."""
+
 RECIPE = {
     "method": str,
     "ratio": float,
@@ -37,8 +40,8 @@ class Options:
         method: a file of `snapfit.methods`.
         ratio: share of parameters to remove, in [0, 1).
         of: of which parameters: 'linear' (those that the method may touch) or 'model' (all).
-        align: sizes must be multiples of this; None leaves it to `target`.
-        target: what the sizes must suit: a device name or a profile file; None for no rule.
+        align: sizes must be multiples of this; None leaves it to `target`, or to DEFAULT_ALIGN.
+        target: what the sizes must suit: a device name or a profile file.
         objective: how sizes are chosen; see `snapfit.core.objectives`.
         score: importance proxy of `gac` and `round`.
         calib: text file, JSONL file, `datasets` name, or 'self' (the model's own generations).
@@ -47,7 +50,8 @@ class Options:
         eval_text: measure perplexity of both models on this text.
         eval_context: tokens of an evaluation window.
         eval_windows: evaluation windows, spread evenly over the text.
-        refit: re-estimate the factors on the compressed model's own activations.
+        refit: re-estimate the factors on the compressed model's own activations: one more pass
+            over the calibration tokens for every plan.
         settings: the method's own settings, as text.
         work: folder for everything that a rerun can reuse; None for the user's cache.
         seed: of sampled labels and generations.
@@ -72,7 +76,7 @@ class Options:
     eval_text: Path | None = None
     eval_context: int = 512
     eval_windows: int = 32
-    refit: bool = True
+    refit: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     work: Path | None = None
     seed: int = 0

@@ -195,7 +195,8 @@ def _right(matrix_MN: Tensor, scale: Tensor | None) -> Tensor:
 def _eigh(matrix_KK: Tensor) -> tuple[Tensor, Tensor]:
     if not torch.isfinite(matrix_KK).all():
         raise SnapfitError("a weight or statistics matrix holds NaN or infinity")
-    return torch.linalg.eigh((matrix_KK + matrix_KK.T) / 2)
+    values_K, vectors_KK = torch.linalg.eigh((matrix_KK + matrix_KK.T) / 2)
+    return values_K, vectors_KK
 
 
 def _descending(values_K: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ of one block, B any leading dimensions.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +40,11 @@ class FactoredLinear(nn.Module):
         self.layout = layout
         self.in_features = layout.inputs
         self.out_features = layout.outputs
-        options = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(0, **options), requires_grad=False)  # type: ignore[arg-type]
-        self.a = nn.Linear(layout.inputs, sum(layout.ranks), bias=False, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(0, **options), requires_grad=False)
+        self.a = nn.Linear(layout.inputs, sum(layout.ranks), bias=False, **options)
         parts = [
-            nn.Linear(layout.inputs if b.rank is None else b.rank, b.rows, bias=bias, **options)  # type: ignore[arg-type]
+            nn.Linear(layout.inputs if b.rank is None else b.rank, b.rows, bias=bias, **options)
             for b in layout.blocks
         ]
         self.b = parts[0] if len(parts) == 1 else nn.ModuleList(parts)
@@ -52,7 +53,8 @@ class FactoredLinear(nn.Module):
         """(..., N) -> (..., M)."""
         hidden_BR = self.a(x_BN)
         if not isinstance(self.b, nn.ModuleList):
-            return self.b(hidden_BR)
+            output_BM: Tensor = self.b(hidden_BR)
+            return output_BM
         outputs, start = [], 0
         for block, part in zip(self.layout.blocks, self.b, strict=True):
             if block.rank is None:

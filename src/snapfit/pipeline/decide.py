@@ -75,7 +75,7 @@ def _decide(job: Job) -> Plan:
         predicted=predicted(space, job.curves, choice.sizes),
         recipe=options.recipe(),
         reasons=choice.reasons,
-        rules=job.rules,
+        rules=() if options.objective == "none" else job.rules,
         digests={"space": digest_json(space.to_json()), "ordered": job.store.folder.name},
         seed=options.seed,
         version=snapfit.__version__,

@@ -19,7 +19,7 @@ from snapfit.core.candidates import AlignRule
 from snapfit.core.clock import Clock
 from snapfit.core.curve import NATS, Curve
 from snapfit.core.files import digest_files, digest_json, read_json, write_json
-from snapfit.core.options import Options
+from snapfit.core.options import DEFAULT_ALIGN, Options
 from snapfit.core.progress import Progress
 from snapfit.core.space import Group, Space
 from snapfit.core.workspace import Workspace
@@ -56,13 +56,13 @@ class Job:
 
     @cached_property
     def rules(self) -> tuple[AlignRule, ...]:
-        """Alignment rules of `--align` or `--target`."""
-        if self.options.align is not None:
-            source = f"--align {self.options.align}"
-            return (AlignRule(axis="rank", multiple=self.options.align, source=source),)
+        """Alignment rules of `--target` or `--align`, or the default."""
         if self.options.target is not None:
             return resolve_target(self.options.target).rules
-        return ()
+        given = self.options.align
+        multiple = DEFAULT_ALIGN if given is None else given
+        source = f"default of {DEFAULT_ALIGN}" if given is None else f"--align {given}"
+        return (AlignRule(axis="rank", multiple=multiple, source=source),)
 
     @cached_property
     def source(self) -> ModelSource:

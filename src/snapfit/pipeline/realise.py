@@ -21,6 +21,7 @@ from snapfit.core.report import Metric, Plain, Report, environment
 from snapfit.evals.perplexity import perplexity, read_text
 from snapfit.models.describe import empty_model
 from snapfit.pipeline.job import Job
+from snapfit.pipeline.refit import Pairs, refit
 from snapfit.viz.html import write_report
 
 
@@ -32,6 +33,7 @@ def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
             be measured cannot be.
     """
     layouts = plan_layouts(job.whole, job.space.groups, plan.sizes)
+    pairs = refit(job, plan) if plan.recipe.get("refit") else job.store.factors
     with atomic_directory(output, overwrite=job.options.overwrite) as folder:
         job.progress.stage("slice", len(layouts))
         with job.clock("slice"):
@@ -42,7 +44,7 @@ def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
                 model=empty_model(job.source),
                 reader=job.reader,
                 layouts=layouts,
-                factors=_factors(job, plan, layouts),
+                factors=_factors(job, plan, layouts, pairs),
             )
         entries = {**_counted(job, plan), **_perplexities(job, folder)}
         report = Report(entries={**entries, **_spent(job)}, environment=environment()).to_json()
@@ -60,14 +62,14 @@ def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
     return {**report, "output": str(output)}
 
 
-def _factors(job: Job, plan: Plan, layouts: Layouts) -> Iterator[tuple[str, Tensor]]:
+def _factors(job: Job, plan: Plan, layouts: Layouts, pairs: Pairs) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of every factor, a module at a time, as `FactoredLinear` names them."""
     parts: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
     for layer, groups in job.layers.items():
         for group in groups:
             rank, matrix = plan.sizes[group.name], group.matrices[0]
             if rank < group.full:
-                a_RN, b_MR = job.store.factors(layer, group.name, rank)
+                a_RN, b_MR = pairs(layer, group.name, rank)
                 parts.setdefault(matrix.name, []).append((matrix.start, a_RN, b_MR))
         for module in [name for name in parts if name in layouts]:
             job.progress.advance()
