@@ -113,6 +113,8 @@ def test_a_second_look_is_a_correction():
         assert len(check.steps) == 12
 
 
-def test_steps_beyond_the_chain_are_wrong():
-    check = check_trace(CHAIN, RIGHT.replace("</think>", "s4 + 1 = 2 </think>"))
+def test_running_on_past_the_end_is_one_slip():
+    check = check_trace(CHAIN, RIGHT.replace("</think>", "s4 + 1 = 2 s5 + 1 = 3 </think>"))
+    assert check.first_wrong_step == 4
+    assert check.slips == 1
     assert not check.exact

@@ -91,7 +91,7 @@ def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if detail.get("stderr") is not None:
             text += f" ± {detail['stderr']:.2g}"
         unit = detail.get("unit", "")
-        shown = unit and not path.startswith(("params.", *SHARES))
+        shown = unit and not path.startswith(("params.", "perplexity.", *SHARES))
         figure = f"{label} ({_plain(unit)})" if shown else label
         kind = detail.get("kind", "predicted" if path == "loss.predicted" else "counted")
         samples = f", n = {detail['n']:,}" if detail.get("n") is not None else ""

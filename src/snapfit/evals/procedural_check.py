@@ -36,7 +36,7 @@ class TraceCheck:
     answer: int | None
     answer_right: bool
     steps: tuple[WrittenStep, ...]  # as written, a second look after the first
-    first_wrong_step: int | None  # from 1; a step that was never reached counts as wrong
+    first_wrong_step: int | None  # from 1; one never reached, or past the end, is wrong
     corrected: bool  # a step from there on was written rightly later
 
     @property
@@ -84,7 +84,11 @@ def _written_steps(chain: Chain, words: Sequence[str]) -> list[WrittenStep]:
     for at, word in enumerate(words):
         if word == "start":
             expected, before = 1, _number(words[at + 1 : at + 2])
-        if word[0] != "s" or not word[1:].isdecimal() or expected > len(chain.steps):
+        if word[0] != "s" or not word[1:].isdecimal() or expected > len(chain.steps) + 1:
+            continue
+        if expected > len(chain.steps):  # it does not stop: one slip, however far it runs on
+            written.append(WrittenStep(expected, on_track=False, sound=False))
+            expected += 1
             continue
         step, value = chain.steps[expected - 1], _number(words[at + 4 : at + 5])
         copied = [f"s{expected}", step.operator, str(step.operand), "="]

@@ -11,10 +11,10 @@ weights in this way too). Taken whole, the step follows the noise of a small cal
 halved and damped, and the result is truncated under C' like any other weight.
 
 Only inputs of which both models see the same tokens can be paired. Experts behind a router see
-whichever tokens were sent to them, and these differ between the models; such modules are left out.
+the tokens that were sent to them, and these differ between the models; they are left out.
 
-Shape suffixes: B sequences, b of a micro-batch, T tokens, D hidden size, S tokens in a row, M output
-features, N input features, R rank.
+Shape suffixes: B sequences, b of a micro-batch, T tokens, S tokens of all sequences in a row,
+D hidden size, M output features, N input features, R rank.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ step with a tenth of `DAMPING`, applied to dense matrices too, raised it.
 DAMPING = 1e-2
 """Share of the mean diagonal of C' that is added before inverting.
 
-Along directions in which x' has little energy, D is noise, and dividing by that energy amplifies it.
+Where x' has little energy D is mostly noise, and dividing by that energy amplifies it.
 """
 
 
@@ -65,15 +65,10 @@ class Drift:
         self._drift_NN.addmm_((dense_SN - compressed_SN).T, compressed_SN)
         self._tokens += len(dense_SN)
 
-    @property
-    def moment_NN(self) -> Tensor:
-        """C' a token."""
-        return self._moment_NN / max(self._tokens, 1)
-
-    @property
-    def drift_NN(self) -> Tensor:
-        """D a token; row index of x - x', column index of x'."""
-        return self._drift_NN / max(self._tokens, 1)
+    def means(self) -> tuple[Tensor, Tensor]:
+        """C' and D a token, on the CPU; D's rows are x - x', its columns x'."""
+        tokens = max(self._tokens, 1)
+        return self._moment_NN.cpu() / tokens, self._drift_NN.cpu() / tokens
 
 
 class PairedInputs:

@@ -95,13 +95,14 @@ def _counted(job: Job, plan: Plan) -> dict[str, Metric | Plain]:
     cost = CostModel(space=space, dtype_bytes=job.source.dtype.itemsize)
     kept = space.params(sizes)
     unit = str(plan.predicted.get("unit") or "")
+    calibrated = bool(job.needs or plan.recipe.get("refit"))
     loss = plan.predicted.get("loss")
     entries: dict[str, Metric | Plain] = {
         "model": plan.model,
         "method": plan.method,
         "objective": plan.objective,
-        "calibration.source": job.options.calib if job.needs else None,
-        "calibration.tokens": job.tokens.used if job.needs else 0,
+        "calibration.source": job.options.calib if calibrated else None,
+        "calibration.tokens": job.tokens.used if calibrated else 0,
         "params.dense": space.total_params,
         "params.compressed": cost.params(sizes),
         "params.budget": int(plan.budget["params"]) + space.total_params - space.dense_params,

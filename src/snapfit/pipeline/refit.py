@@ -130,7 +130,9 @@ class _Refit:
             save_tensors(self._hidden(index + 1), {"dense": dense_BTD, "other": compressed_BTD})
         a = {f"{name}/a": a_RN for name, (a_RN, _) in refitted.items()}
         b = {f"{name}/b": b_MR for name, (_, b_MR) in refitted.items()}
-        save_tensors(self._factors(index), {**a, **b})
+        # The scalar is there because a file without tensors cannot be read back.
+        tokens = torch.tensor(self.job.tokens.ids_BT.numel())
+        save_tensors(self._factors(index), {"tokens": tokens, **a, **b})
         self._hidden(index).unlink(missing_ok=True)
 
     def _fit(
@@ -142,11 +144,11 @@ class _Refit:
         seen = statistics.layer(index) if statistics else {}
         found: dict[str, Pair] = {}
         for module, drift in drifts.items():
-            moment_NN = drift.moment_NN.cpu()
+            moment_NN, drift_NN = drift.means()
             corrected_MN = corrected_weight(
                 self._weight(index, layer, module),
                 moment_NN,
-                drift.drift_NN.cpu(),
+                drift_NN,
                 step=STEP,
                 damping=DAMPING,
             )
