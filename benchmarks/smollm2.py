@@ -24,7 +24,7 @@ from snapfit.core.progress import Silent
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 RATIOS = (0.1, 0.2, 0.3)
-OBJECTIVES = ("none", "round", "gac", "curve")
+OBJECTIVES = ("curve", "gac", "round", "none")
 
 
 def fetch_model(cache: Path) -> Path:
@@ -59,12 +59,9 @@ def cases() -> list[dict[str, Any]]:
     from snapfit.methods.registry import method_names
 
     table = [
-        {"method": "kfac", "objective": "curve", "ratio": ratio, "align": align}
+        {"method": "kfac", "objective": objective, "ratio": ratio, "align": align}
+        for objective, align in (("curve", 16), ("none", None), ("curve", 8))
         for ratio in RATIOS
-        for align in (16, 8)
-    ]
-    table += [
-        {"method": "kfac", "objective": "none", "ratio": ratio, "align": None} for ratio in RATIOS
     ]
     table += [
         {
