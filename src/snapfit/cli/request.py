@@ -106,6 +106,15 @@ def request(
             rich_help_panel=_SIZES,
         ),
     ] = "fisher",
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Measure what truncating each role really costs, correct the curves and plan "
+            "again: better, but holds the dense model in memory.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = False,
     refit: Annotated[
         bool,
         typer.Option(
@@ -169,6 +178,7 @@ def request(
         target=target,
         objective=objective,
         score=score,
+        probe=probe,
         refit=refit,
         settings=dict(_setting(text) for text in settings or ()),
         calib=calib,

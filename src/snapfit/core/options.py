@@ -26,6 +26,7 @@ RECIPE = {
     "calib": str,
     "calib_tokens": int,
     "context": int,
+    "probe": bool,
     "refit": bool,
     "seed": int,
 }
@@ -50,6 +51,8 @@ class Options:
         eval_text: measure perplexity of both models on this text.
         eval_context: tokens of an evaluation window.
         eval_windows: evaluation windows, spread evenly over the text.
+        probe: correct the curves by the divergence measured with one role truncated at a time,
+            and plan again; needs the whole dense model in memory. For objective 'curve'.
         refit: re-estimate the factors on the compressed model's own activations: one more pass
             over the calibration tokens for every plan.
         settings: the method's own settings, as text.
@@ -76,6 +79,7 @@ class Options:
     eval_text: Path | None = None
     eval_context: int = 512
     eval_windows: int = 32
+    probe: bool = False
     refit: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     work: Path | None = None
@@ -94,6 +98,8 @@ class Options:
         for name in ("calib_tokens", "context", "eval_context", "eval_windows"):
             if getattr(self, name) < 2 - (name == "eval_windows"):
                 raise UsageError(f"{name} is too small: {getattr(self, name)}")
+        if self.probe and self.objective != "curve":
+            raise UsageError(f"--probe corrects loss curves; --objective {self.objective} has none")
         if self.align is not None and not 1 <= self.align <= 4096:
             raise UsageError(f"align must be between 1 and 4096; got {self.align}")
         if self.align is not None and self.target is not None:

@@ -6,9 +6,9 @@ output W x with the least squared error is
 
     W E[x x'ᵀ] E[x' x'ᵀ]⁻¹  =  W + W D C'⁻¹,     C' = E[x' x'ᵀ],   D = E[(x - x') x'ᵀ],
 
-as in layer-wise reconstruction with compressed inputs (SVD-LLM, arXiv 2403.07378, updates its
-weights in this way too). Taken whole, the step follows the noise of a small calibration set; it is
-halved and damped, and the result is truncated under C' like any other weight.
+the normal equations. (The first version of SVD-LLM, arXiv 2403.07378, has a closed-form update of
+this kind.) Taken whole, the step follows the noise of a small calibration set; it is halved and
+damped, and the result is truncated under C' like any other weight.
 
 Only inputs of which both models see the same tokens can be paired. Experts behind a router see
 the tokens that were sent to them, and these differ between the models; they are left out.
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 STEP = 0.5
 """Share of the least-squares correction that is taken.
 
-On SmolLM2-135M (`kfac`, ratio 0.2, 12,000 tokens) half a step lowered the perplexity; the whole
-step with a tenth of `DAMPING`, applied to dense matrices too, raised it.
+On SmolLM2-135M (`kfac`, 24,576 tokens) half a step lowers the perplexity at ratio 0.2 from 43.15
+to 41.85. In an earlier trial the whole step, with a tenth of `DAMPING` and applied to dense
+matrices too, raised it.
 """
 
 DAMPING = 1e-2

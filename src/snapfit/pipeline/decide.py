@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 import snapfit
-from snapfit.checkpoint.load import load
-from snapfit.core.curve import Curve
+from snapfit.core.curve import NATS, Curve
 from snapfit.core.errors import Infeasible
 from snapfit.core.files import digest_json
-from snapfit.core.objectives import choose
+from snapfit.core.objectives import Choice, choose
 from snapfit.core.plan import Plan
 from snapfit.core.space import Space
 from snapfit.evals.sensitivity import SensitivityProbe
 from snapfit.methods.base import Allocation
 from snapfit.pipeline.job import Job
+from snapfit.pipeline.probe import role_corrections
 
 PROBE_TOKENS = 2_048
 """Calibration tokens that a sensitivity search by perplexity reads at every probe."""
@@ -39,11 +37,44 @@ def decide(job: Job) -> Plan:
 def _decide(job: Job) -> Plan:
     options, space = job.options, job.space
     budget = parameter_budget(space, options.ratio, options.of)
+    curves: Mapping[str, Curve] = job.curves
+    choice = _choose(job, curves, budget)
+    corrections: dict[str, float] = {}
+    if options.probe:
+        corrections = role_corrections(job, choice.sizes)
+        curves = {
+            group.name: job.curves[group.name].scaled(corrections[group.role], NATS)
+            for group in space.groups
+        }
+        choice = _choose(job, curves, budget)
+    return Plan(
+        model=job.model,
+        revision=space.revision,
+        architecture=space.architecture,
+        method=options.method,
+        objective=options.objective,
+        sizes=choice.sizes,
+        budget={"of": options.of, "ratio": options.ratio, "params": budget},
+        predicted={
+            **predicted(space, curves, choice.sizes),
+            **{f"correction.{role}": factor for role, factor in corrections.items()},
+        },
+        recipe=options.recipe(),
+        reasons=choice.reasons,
+        rules=() if options.objective == "none" else job.rules,
+        digests={"space": digest_json(space.to_json()), "ordered": job.store.folder.name},
+        seed=options.seed,
+        version=snapfit.__version__,
+    )
+
+
+def _choose(job: Job, curves: Mapping[str, Curve], budget: int) -> Choice:
+    options, space = job.options, job.space
     unaligned = None
     if options.objective != "curve":
         request = Allocation(
             space=space,
-            curves=job.curves,
+            curves=curves,
             summaries=job.summaries,
             budget=max(budget, 0),
             perplexity=_perplexity_probe(job),
@@ -53,33 +84,17 @@ def _decide(job: Job) -> Plan:
     if job.score is not None:
         scores = {name: facts[f"score.{job.score}"] for name, facts in job.summaries.items()}
     try:
-        choice = choose(
+        return choose(
             options.objective,
             space,
             budget=budget,
             rules=job.rules,
-            curves=job.curves,
+            curves=curves,
             unaligned=unaligned,
             scores=scores,
         )
     except Infeasible as error:
         raise _unreachable(error, space, options.ratio, options.of) from error
-    return Plan(
-        model=job.model,
-        revision=space.revision,
-        architecture=space.architecture,
-        method=options.method,
-        objective=options.objective,
-        sizes=choice.sizes,
-        budget={"of": options.of, "ratio": options.ratio, "params": budget},
-        predicted=predicted(space, job.curves, choice.sizes),
-        recipe=options.recipe(),
-        reasons=choice.reasons,
-        rules=() if options.objective == "none" else job.rules,
-        digests={"space": digest_json(space.to_json()), "ordered": job.store.folder.name},
-        seed=options.seed,
-        version=snapfit.__version__,
-    )
 
 
 def parameter_budget(space: Space, ratio: float, of: str) -> int:
@@ -129,7 +144,7 @@ def _perplexity_probe(job: Job) -> Callable[[str, int], float]:
             windows = max(1, PROBE_TOKENS // job.options.context)
             probes.append(
                 SensitivityProbe(
-                    model=load(job.source.path, dtype=torch.float32),
+                    model=job.dense_model(),
                     ids_BT=job.tokens.ids_BT[:windows],
                     factors=lambda group, r: job.store.factors(group.layer, group.name, r),
                     groups=groups,

@@ -79,6 +79,12 @@ class Job:
         """The weights, by the names of `skeleton`."""
         return open_weights(self.source, self.skeleton)
 
+    def dense_model(self) -> PreTrainedModel:
+        """The whole model in memory in float32, experts unfused: for probes, not for streaming."""
+        model = empty_model(self.source)
+        self.reader.load_into(model, "", dtype=torch.float32)
+        return model
+
     @cached_property
     def whole(self) -> Space:
         """Every compressible matrix of the model."""
