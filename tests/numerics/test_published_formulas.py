@@ -170,7 +170,8 @@ def test_asvd_by_stable_rank_is_the_published_order():
     """Sensitivity -stable_rank * ratio^0.1: the larger stable rank is truncated first."""
     groups = [group("flat", 100, 100), group("steep", 100, 100)]
     summaries = {"flat": {"stable_rank": 9.0}, "steep": {"stable_rank": 1.5}}
-    ranks = load_method("asvd").allocate(request(groups, 15_000, summaries))
+    method = load_method("asvd", {"sensitivity": "stable-rank"})
+    ranks = method.allocate(request(groups, 15_000, summaries))
     assert ranks["flat"] < ranks["steep"]
 
 

@@ -19,8 +19,7 @@ from snapfit.core.space import Group
 class SensitivityProbe:
     """Calibration perplexity of a model in which one group at a time is truncated.
 
-    Results are kept in a file, written whenever another group begins, so a killed search loses at
-    most one matrix.
+    Results are kept in a file, written after every probe, so a killed search loses at most one.
 
     Args:
         model: the dense model, already loaded; its weights are restored after every probe.
@@ -46,23 +45,15 @@ class SensitivityProbe:
         self._groups = groups
         self._memo = memo
         self._known: dict[str, float] = read_json(memo) if memo.exists() else {}
-        self._current = ""
 
     @torch.no_grad()
     def __call__(self, name: str, rank: int) -> float:
         """Perplexity with the group `name` at `rank`, everything else dense."""
-        if name != self._current:
-            self.save()
-            self._current = name
         key = f"{name}@{rank}"
         if key not in self._known:
             self._known[key] = self._measure(self._groups[name], rank)
-        return self._known[key]
-
-    def save(self) -> None:
-        """Write what is known so far."""
-        if self._known:
             write_json(self._memo, self._known)
+        return self._known[key]
 
     def _measure(self, group: Group, rank: int) -> float:
         matrix = group.matrices[0]

@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 STEP = 0.5
 """Share of the least-squares correction that is taken.
 
-On SmolLM2-135M (`kfac`, 24,576 tokens) half a step lowers the perplexity at ratio 0.2 from 43.15
-to 41.85. In an earlier trial the whole step, with a tenth of `DAMPING` and applied to dense
-matrices too, raised it.
+On SmolLM2-135M (`kfac`, ratio 0.2, 24,576 tokens) the perplexity of held-out validation text is
+38.2 without refit, 37.8 after the whole step and 36.7 after half of it.
 """
 
 DAMPING = 1e-2

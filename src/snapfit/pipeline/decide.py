@@ -138,10 +138,12 @@ def _perplexity_probe(job: Job) -> Callable[[str, int], float]:
     """Loads the dense model only if the method's allocation asks for a perplexity."""
     groups = {group.name: group for group in job.space.groups}
     probes: list[SensitivityProbe] = []
+    seen: set[str] = set()
 
     def probe(name: str, rank: int) -> float:
         if not probes:
             windows = max(1, PROBE_TOKENS // job.options.context)
+            job.progress.stage("sensitivity", len(groups))
             probes.append(
                 SensitivityProbe(
                     model=job.dense_model(),
@@ -151,6 +153,9 @@ def _perplexity_probe(job: Job) -> Callable[[str, int], float]:
                     memo=job.store.folder / f"sensitivity-{job.tokens.digest}.json",
                 )
             )
+        if name not in seen:
+            seen.add(name)
+            job.progress.advance()
         return probes[0](name, rank)
 
     return probe
