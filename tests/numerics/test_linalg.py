@@ -98,3 +98,13 @@ def test_not_finite_and_empty_statistics_are_refused():
         symmetric_roots(torch.full((3, 3), float("nan")))
     with pytest.raises(SnapfitError, match="no calibration token"):
         symmetric_roots(torch.zeros(3, 3))
+
+
+def test_small_decompositions_give_the_threads_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        symmetric_roots(torch.eye(4))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
