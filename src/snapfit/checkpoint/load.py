@@ -53,7 +53,13 @@ def load(
         raise CorruptFile(
             f"a weight file of {folder} is damaged ({error}); copy it again"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+    except RuntimeError as error:
+        if "mismatched" in str(error):
+            raise CorruptFile(
+                f"weights of {folder} have other shapes than config.json says; copy it again"
+            ) from error
+        raise SnapfitError(f"cannot load {folder}: {_one_line(error)}") from error
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise SnapfitError(f"cannot load {folder}: {_one_line(error)}") from error
     model: PreTrainedModel = loaded[0]
     _check_complete(folder, loaded[1], ours=getattr(model, "hf_quantizer", None) is not None)

@@ -28,10 +28,12 @@ class Compressor(LowRank):
 
     Settings:
         damping: share of the mean eigenvalue added to the diagonal of both moments; keeps
-            directions that few calibration tokens touched from being thrown away.
+            directions that few calibration tokens touched from being thrown away. SmolLM2-135M on
+            24k tokens, perplexity at ratio 0.2: 43.15 without, 42.80 with 0.01; at ratio 0.1:
+            33.43 without, 33.37 with 0.01, 33.87 with 0.1.
     """
 
-    damping: float = 0.0
+    damping: float = 0.01
 
     needs = frozenset({"second_moment", "grad_second_moment"})
     unit = NATS
