@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from snapfit.calib import statistic
-from snapfit.calib.collect import collect, layer_statistics
+from snapfit.calib.collect import collect
 from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.nn.experts import unfuse_experts
 from snapfit.nn.sweep import label_noise, sampled_labels
@@ -202,30 +202,3 @@ def test_a_folder_of_another_job_is_refused(tmp_path):
 def test_an_unknown_statistic_suggests_a_known_one():
     with pytest.raises(UsageError, match="did you mean 'second_moment'"):
         statistic.statistic("second_moments")
-
-
-def test_statistics_of_one_layer_equal_those_of_the_sweep(tmp_path):
-    build("olmo2", tmp_path / "model")
-    stream = stream_of(tmp_path / "model")
-    tokens = tokens_for()
-    needs = ["second_moment", "activation_mean"]
-    swept = collect(stream, tokens, needs, tmp_path / "stats", revision="r")
-    hidden_BTD = stream.embed(tokens.ids_BT)
-    for index in range(len(stream)):
-        with stream.layer(index) as layer:
-            want_BTD = stream.run_layer(index, layer, hidden_BTD)
-            found = layer_statistics(stream, index, layer, hidden_BTD, needs)
-        assert torch.equal(hidden_BTD, want_BTD)
-        want = swept.layer(index)
-        assert set(found) == set(want)
-        for name, group in want.items():
-            assert set(found[name]) == set(group)
-            assert all(torch.equal(tensor, found[name][key]) for key, tensor in group.items())
-
-
-def test_one_layer_has_no_gradients(tmp_path):
-    build("llama", tmp_path / "model")
-    stream = stream_of(tmp_path / "model")
-    hidden_BTD = torch.zeros(1, 4, stream.hidden_size)
-    with stream.layer(0) as layer, pytest.raises(UsageError, match="fisher needs gradients"):
-        layer_statistics(stream, 0, layer, hidden_BTD, ["fisher"])

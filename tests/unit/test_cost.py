@@ -31,7 +31,6 @@ def test_costs_of_a_model() -> None:
     saved = 48 * 48 - 8 * 96
     assert cost.params({}) == space.total_params
     assert cost.params(sizes) == space.total_params - saved
-    assert cost.linear_params(sizes) == space.dense_params - saved
     assert cost.weight_bytes(sizes) == 4 * (space.total_params - saved)
     assert cost.flops_per_token(sizes) == 2 * (space.dense_params - saved)
     assert cost.flops_per_token({}, context=10) == 2 * space.dense_params + 2 * 64 * 10

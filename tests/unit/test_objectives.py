@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snapfit.core.candidates import AlignRule
-from snapfit.core.curve import Curve
 from snapfit.core.errors import Infeasible, UsageError
-from snapfit.core.objectives import Choice, choose, curve_scores
+from snapfit.core.objectives import Choice, choose
 from snapfit.core.options import OBJECTIVES
 from snapfit.core.space import Space
 
@@ -206,11 +205,3 @@ def test_ties_of_unequal_full_size_are_refused() -> None:
     unaligned, scores = draw(space, 0)
     with pytest.raises(UsageError, match="one full size"):
         choose("round", space, budget=10**6, unaligned=unaligned, scores=scores)
-
-
-def test_curve_scores_are_slopes_a_parameter() -> None:
-    space = one_group()
-    curve = Curve(sizes=np.array([1, 31, 64]), losses=np.array([30.0, 0.0, 0.0]), unit="nats")
-    scores = curve_scores(space, {"g": curve}, {"g": 10})
-    assert scores["g"] == pytest.approx(1 / 128)
-    assert curve_scores(space, {"g": curve}, {"g": 64})["g"] == 0.0

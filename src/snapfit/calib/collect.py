@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from snapfit.calib.collector import Collector
 from snapfit.calib.statistic import statistic
-from snapfit.calib.store import Statistics, layer_path, with_aliases, write_layer
-from snapfit.core.errors import SnapfitError, UsageError
+from snapfit.calib.store import Statistics, layer_path, write_layer
+from snapfit.core.errors import SnapfitError
 from snapfit.core.files import read_json, write_json
-from snapfit.nn.sweep import Progress, backward_sweep, forward_sweep, no_progress, observe_layer
+from snapfit.nn.sweep import Progress, backward_sweep, forward_sweep, no_progress
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
-
-    from torch import Tensor, nn
 
     from snapfit.calib.tokens import Tokens
     from snapfit.nn.stream import LayerStream
@@ -95,44 +93,6 @@ def collect(
             )
     shutil.rmtree(state, ignore_errors=True)
     return result
-
-
-def layer_statistics(
-    stream: LayerStream,
-    index: int,
-    layer: nn.Module,
-    hidden_BTD: Tensor,
-    needs: Collection[str],
-    *,
-    modules: Collection[str] | None = None,
-) -> dict[str, dict[str, Tensor]]:
-    """Statistics of one layer on hidden states at hand, e.g. those of a compressed model.
-
-    Args:
-        stream: the model.
-        index: which layer.
-        layer: the layer, or a compressed one, with its weights in memory.
-        hidden_BTD: its input, in main memory; replaced by its output, in place.
-        needs: names of statistics that need no gradients.
-        modules: names of the linear layers to look at; all when None.
-
-    Returns:
-        module -> statistic -> tensor, as `Statistics.layer`.
-
-    Raises:
-        UsageError: there is no such statistic, or it needs gradients.
-        SnapfitError: a value is not finite.
-
-    """
-    classes = {name: statistic(name) for name in sorted(needs)}
-    for name, kind in classes.items():
-        if kind.gradients:
-            raise UsageError(f"{name} needs gradients, which a single layer has not")
-    collector = Collector(classes, modules, hidden_BTD.shape[0] * hidden_BTD.shape[1])
-    single = any(kind.single for kind in classes.values())
-    observe_layer(stream, index, layer, hidden_BTD, collector, single=single)
-    found, header = collector.results(index)
-    return with_aliases(found, header)
 
 
 def _claim(folder: Path, meta: dict[str, Any]) -> None:

@@ -37,10 +37,6 @@ class CostModel:
     space: Space
     dtype_bytes: int = 2
 
-    def linear_params(self, sizes: dict[str, int]) -> int:
-        """Parameters of the compressible matrices."""
-        return self.space.params(sizes)
-
     def params(self, sizes: dict[str, int]) -> int:
         """Parameters of the whole model, embeddings included, tied weights counted once."""
         return self.space.total_params - self.space.dense_params + self.space.params(sizes)

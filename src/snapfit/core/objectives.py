@@ -98,23 +98,6 @@ def choose(
     return _finished(space, units, repaired(units, picks, budget))
 
 
-def curve_scores(
-    space: Space, curves: Mapping[str, Curve], sizes: Mapping[str, float]
-) -> dict[str, float]:
-    """Worth of one parameter of every group: the slope of its curve at `sizes`, >= 0.
-
-    For 'gac' around sizes that came from curves. At full size the slope below it counts.
-    """
-    scores = {}
-    for group in space.groups:
-        size = int(min(max(sizes[group.name], 1), group.full - 1)) if group.full > 1 else 1
-        low, high = np.array([size], dtype=np.int64), np.array([min(size + 1, group.full)])
-        curve = curves[group.name]
-        params = int((group_params(group, high) - group_params(group, low))[0])
-        scores[group.name] = float((curve.at(low) - curve.at(high))[0]) / max(params, 1)
-    return scores
-
-
 def _curve(
     space: Space,
     curves: Mapping[str, Curve] | None,

@@ -12,7 +12,7 @@ from snapfit.core.curve import NATS, Curve
 from snapfit.core.errors import SnapfitError
 from snapfit.core.space import Group, Space
 from snapfit.methods.base import Allocation, Segments, Stats
-from snapfit.nn.linalg import Basis, prefix_losses
+from snapfit.nn.linalg import Basis, prefix_losses, whitened_basis
 from snapfit.nn.ordered import Ordered
 
 COMPARABLE_NEEDS = frozenset({"second_moment", "grad_mean_square"})
@@ -74,6 +74,16 @@ def comparable(ordered: Ordered, weight_MN: Tensor, stats: Stats) -> Ordered:
     )[1:].numpy(force=True)
     curve = Curve(sizes=ordered.curve.sizes, losses=np.append(losses, 0.0), unit=NATS)
     return Ordered(tensors=ordered.tensors, curve=curve)
+
+
+def by_output_error(group: Group, weight_MN: Tensor, stats: Stats, unit: str) -> Ordered:
+    """SVD-LLM's whitening: components by the output error that they explain, largest first."""
+    basis = whitened_basis(
+        finite_weight(group, weight_MN),
+        moment_NN=stats["second_moment"],
+        max_rank=group.break_even,
+    )
+    return to_ordered(group, basis, factor=1.0, unit=unit)
 
 
 def finite_weight(group: Group, weight_MN: Tensor) -> Tensor:

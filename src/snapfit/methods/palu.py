@@ -9,9 +9,8 @@ from torch import Tensor
 
 from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.space import Group, Matrix, Space
-from snapfit.methods._lowrank import LowRank, finite_weight, to_ordered
+from snapfit.methods._lowrank import LowRank, by_output_error
 from snapfit.methods.base import Allocation, Segments, Stats
-from snapfit.nn.linalg import whitened_basis
 from snapfit.nn.ordered import Ordered
 
 BISECTIONS = 60
@@ -81,12 +80,7 @@ class Compressor(LowRank):
 
     def order(self, group: Group, weight_MN: Tensor, stats: Stats) -> Ordered:
         """Components of the head group by the output error that they explain."""
-        basis = whitened_basis(
-            finite_weight(group, weight_MN),
-            moment_NN=stats["second_moment"],
-            max_rank=group.break_even,
-        )
-        return to_ordered(group, basis, factor=1.0, unit=self.unit)
+        return by_output_error(group, weight_MN, stats, self.unit)
 
     def summarise(self, group: Group, weight_MN: Tensor, stats: Stats) -> Mapping[str, float]:  # noqa: ARG002
         """Mean square root of the Fisher information of the weights, as in the release."""

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from snapfit.core.space import Group
-from snapfit.methods._lowrank import LowRank, finite_weight, to_ordered
+from snapfit.methods._lowrank import LowRank, by_output_error
 from snapfit.methods.base import Stats
-from snapfit.nn.linalg import whitened_basis
 from snapfit.nn.ordered import Ordered
 
 
@@ -26,9 +25,4 @@ class Compressor(LowRank):
 
     def order(self, group: Group, weight_MN: Tensor, stats: Stats) -> Ordered:
         """Components by the output error that they explain, largest first."""
-        basis = whitened_basis(
-            finite_weight(group, weight_MN),
-            moment_NN=stats["second_moment"],
-            max_rank=group.break_even,
-        )
-        return to_ordered(group, basis, factor=1.0, unit=self.unit)
+        return by_output_error(group, weight_MN, stats, self.unit)

@@ -103,6 +103,7 @@ def _counted(job: Job, plan: Plan) -> dict[str, Metric | Plain]:
         "objective": plan.objective,
         "calibration.source": job.options.calib if calibrated else None,
         "calibration.tokens": job.tokens.used if calibrated else 0,
+        "calibration.truncated": job.tokens.truncated if calibrated else 0,
         "params.dense": space.total_params,
         "params.compressed": cost.params(sizes),
         "params.budget": int(plan.budget["params"]) + space.total_params - space.dense_params,
