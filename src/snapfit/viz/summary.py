@@ -28,6 +28,7 @@ _LABELS = {
     "flops_per_token.compressed": "Operations a token after",
     "kv_bytes_per_token": "KV cache bytes a token",
     "calibration.tokens": "Calibration tokens",
+    "calibration.truncated": "Calibration tokens left out",
 }
 """Known figures in the order of a report; others follow under their own names."""
 
