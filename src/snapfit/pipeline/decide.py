@@ -30,15 +30,15 @@ def decide(job: Job) -> Plan:
     """
     for note in job.notes:
         job.progress.note(note)
-    with job.clock("plan"):
-        return _decide(job)
+    return _decide(job)
 
 
 def _decide(job: Job) -> Plan:
     options, space = job.options, job.space
     budget = parameter_budget(space, options.ratio, options.of)
-    curves: Mapping[str, Curve] = job.curves
-    choice = _choose(job, curves, budget)
+    with job.clock("plan"):
+        curves: Mapping[str, Curve] = job.curves
+        choice = _choose(job, curves, budget)
     corrections: dict[str, float] = {}
     if options.probe:
         corrections = role_corrections(job, choice.sizes)
@@ -46,7 +46,8 @@ def _decide(job: Job) -> Plan:
             group.name: job.curves[group.name].scaled(corrections[group.role], NATS)
             for group in space.groups
         }
-        choice = _choose(job, curves, budget)
+        with job.clock("plan"):
+            choice = _choose(job, curves, budget)
     return Plan(
         model=job.model,
         revision=space.revision,
