@@ -17,6 +17,56 @@ def rank_group(name: str, rows: int, cols: int, *, role: str = "other", layer: i
     )
 
 
+def mlp_group(hidden: int = 8, channels: int = 12, *, least: int = 1) -> Group:
+    matrices = tuple(
+        Matrix(name=f"l.mlp.{name}", axis="out", rows=channels, cols=hidden)
+        for name in ("gate_proj", "up_proj")
+    )
+    down = Matrix(name="l.mlp.down_proj", axis="in", rows=hidden, cols=channels)
+    return Group(
+        name="l.mlp",
+        kind="width",
+        matrices=(*matrices, down),
+        full=channels,
+        role="mlp",
+        layer=0,
+        least=least,
+    )
+
+
+def heads_group(
+    hidden: int = 32, kv_heads: int = 4, queries: int = 2, head_dim: int = 6, *, least: int = 1
+) -> Group:
+    rows = {"q": kv_heads * queries * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
+    matrices = tuple(
+        Matrix(name=f"l.self_attn.{role}_proj", axis="out", rows=count, cols=hidden)
+        for role, count in rows.items()
+    )
+    output = Matrix(name="l.self_attn.o_proj", axis="in", rows=hidden, cols=rows["q"])
+    return Group(
+        name="l.self_attn",
+        kind="kv_heads",
+        matrices=(*matrices, output),
+        full=kv_heads,
+        role="attention",
+        layer=0,
+        least=least,
+    )
+
+
+def depth_group(steps: tuple[int, ...] = (0, 10, 30, 40)) -> Group:
+    whole = Matrix(name="l", axis="whole", rows=1, cols=steps[-1])
+    return Group(
+        name="l",
+        kind="depth",
+        matrices=(whole,),
+        full=len(steps) - 1,
+        role="depth",
+        layer=0,
+        steps=steps,
+    )
+
+
 def small_space(layers: int = 3, ties: tuple[tuple[str, ...], ...] = ()) -> Space:
     groups = tuple(
         rank_group(f"model.layers.{layer}.{role}_proj", rows, cols, role=role, layer=layer)

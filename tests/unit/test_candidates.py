@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import rank_group
+from helpers import depth_group, heads_group, mlp_group, rank_group
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,6 +54,30 @@ def test_rules_bind_only_their_axis() -> None:
     group = Group(name="g", kind="width", matrices=(matrix,), full=12, role="up", layer=0)
     rules = (rule(4, "out"), rule(5, "in"))
     assert legal_sizes(group, rules).tolist() == [4, 8, 12]
+
+
+def test_rules_about_heads_count_heads_and_their_features() -> None:
+    group = heads_group(kv_heads=8, queries=3, head_dim=6)
+    assert legal_sizes(group, (rule(3, "heads"),)).tolist() == [3, 6, 8]
+    # 18 query features a unit and 6 key features: multiples of 4 need pairs of heads.
+    assert legal_sizes(group, (rule(4, "out"),)).tolist() == [2, 4, 6, 8]
+    assert legal_sizes(group, (rule(4, "rank"),)).tolist() == [2, 4, 6, 8]
+    assert legal_sizes(group, (rule(4, "width"),)).tolist() == list(range(1, 9))
+
+
+def test_rules_about_widths_bind_mlp_channels_only() -> None:
+    group = mlp_group(channels=12)
+    assert legal_sizes(group, (rule(5, "width"),)).tolist() == [5, 10, 12]
+    assert legal_sizes(group, (rule(5, "heads"),)).tolist() == list(range(1, 13))
+    assert legal_sizes(rank_group("g", 4, 12), (rule(2, "width"),)).tolist() == [1, 2, 4]
+
+
+def test_a_part_that_may_go_has_size_zero() -> None:
+    assert legal_sizes(mlp_group(channels=12, least=0), (rule(5),)).tolist() == [0, 5, 10, 12]
+
+
+def test_layers_have_no_alignment() -> None:
+    assert legal_sizes(depth_group(), (rule(16), rule(16, "out"))).tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("multiple", [0, -8, 1.5])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import rank_group, small_space
+from helpers import depth_group, heads_group, mlp_group, rank_group, small_space
 
 from snapfit.core.cost import CostModel, group_params
-from snapfit.core.space import Group, Matrix
+from snapfit.core.space import Group
 
 
 def test_vectorised_params_equal_the_group_s_own() -> None:
@@ -16,12 +16,25 @@ def test_vectorised_params_equal_the_group_s_own() -> None:
     assert group_params(group, sizes).tolist() == [group.params(int(size)) for size in sizes]
 
 
-def test_kinds_without_a_cost_model_say_so() -> None:
-    matrix = Matrix(name="m", axis="out", rows=12, cols=8)
-    group = Group(name="g", kind="width", matrices=(matrix,), full=12, role="up", layer=0)
-    assert group_params(group, np.array([12])).tolist() == [96]
-    with pytest.raises(ValueError, match="no cost model"):
-        group_params(group, np.array([4]))
+@pytest.mark.parametrize("group", [mlp_group(), heads_group(), depth_group()], ids=lambda g: g.kind)
+def test_other_kinds_cost_what_is_left_of_them(group: Group) -> None:
+    sizes = np.arange(group.least, group.full + 1)
+    assert group_params(group, sizes).tolist() == [group.params(int(size)) for size in sizes]
+    assert group.params(group.full) == group.dense_params
+
+
+def test_a_narrower_mlp_loses_rows_and_columns() -> None:
+    group = mlp_group(hidden=8, channels=12)
+    assert group.params(5) == 3 * 8 * 5
+
+
+def test_fewer_heads_lose_queries_keys_values_and_outputs() -> None:
+    group = heads_group(hidden=32, kv_heads=2, queries=2, head_dim=6)
+    assert group.params(1) == 2 * 32 * 12 + 2 * 32 * 6
+
+
+def test_fewer_layers_cost_what_the_schedule_says() -> None:
+    assert depth_group(steps=(0, 10, 30, 40)).params(2) == 30
 
 
 def test_costs_of_a_model() -> None:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from helpers import small_space
+from helpers import heads_group, mlp_group, small_space
 
 from snapfit.core.candidates import AlignRule
 from snapfit.core.errors import CorruptFile, SnapfitError
@@ -15,6 +15,7 @@ from snapfit.core.layout import MAX_DIMENSION
 from snapfit.core.plan import Plan, alignment, check_name
 
 SPACE = small_space(1)
+RULE = {"axis": "rank", "multiple": 8, "source": "s", "measured": False, "penalty": None}
 SIZES = {group.name: group.full for group in SPACE.groups} | {"model.layers.0.q_proj": 8}
 
 
@@ -43,6 +44,11 @@ def test_json_round_trip() -> None:
     assert next(iter(data)) == "schema"
     assert Plan.from_json(data) == plan
     assert Plan.from_json(data).digest == plan.digest
+
+
+def test_a_rule_with_a_penalty_survives() -> None:
+    data = make().to_json() | {"rules": [RULE | {"penalty": 1.12}]}
+    assert Plan.from_json(data).rules[0].penalty == 1.12
 
 
 def test_digest_follows_content() -> None:
@@ -75,9 +81,6 @@ def test_paths_are_not_names(name: str) -> None:
         check_name(name)
 
 
-BAD_RULE = {"axis": "rank", "multiple": 8, "source": "s", "measured": False}
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -91,12 +94,11 @@ BAD_RULE = {"axis": "rank", "multiple": 8, "source": "s", "measured": False}
         ({"objective": ""}, "objective '' is not a plain name"),
         ({"sizes": []}, "sizes must be a table"),
         ({"sizes": {}}, "decides nothing"),
-        ({"sizes": {"a": 0}}, "the size 0"),
         ({"sizes": {"a": -3}}, "the size -3"),
         ({"sizes": {"a": 2.0}}, "the size 2.0"),
         ({"sizes": {"a": True}}, "the size True"),
         ({"sizes": {"a": "8"}}, "the size '8'"),
-        ({"sizes": {"a": MAX_DIMENSION + 1}}, "whole numbers from 1 to"),
+        ({"sizes": {"a": MAX_DIMENSION + 1}}, "whole numbers from 0 to"),
         ({"reasons": {"nobody": "why"}}, "reason for 'nobody', which has no size"),
         ({"reasons": {"model.layers.0.q_proj": 3}}, "must be a short text"),
         ({"budget": 5}, "budget must be a table"),
@@ -107,9 +109,11 @@ BAD_RULE = {"axis": "rank", "multiple": 8, "source": "s", "measured": False}
         ({"rules": {}}, "rules must be a list"),
         ({"rules": [5]}, "rule must be a table"),
         ({"rules": [{}]}, "malformed rule"),
-        ({"rules": [BAD_RULE | {"axis": "up"}]}, "malformed rule"),
-        ({"rules": [BAD_RULE | {"multiple": 0}]}, "malformed rule"),
-        ({"rules": [BAD_RULE | {"measured": "yes"}]}, "malformed rule"),
+        ({"rules": [RULE | {"axis": "up"}]}, "malformed rule"),
+        ({"rules": [RULE | {"multiple": 0}]}, "malformed rule"),
+        ({"rules": [RULE | {"measured": "yes"}]}, "malformed rule"),
+        ({"rules": [RULE | {"penalty": 0}]}, "malformed rule"),
+        ({"rules": [RULE | {"penalty": "much"}]}, "malformed rule"),
     ],
 )
 def test_malformed_plans_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -141,7 +145,8 @@ def test_check_accepts_its_own_space() -> None:
     [
         ({"revision": "other"}, "made for revision other, toy is abc123"),
         ({"sizes": SIZES | {"model.layers.9.q_proj": 8}}, "layers.9.q_proj, which toy does not"),
-        ({"sizes": SIZES | {"model.layers.0.q_proj": 49}}, "the size 49; its full size is 48"),
+        ({"sizes": SIZES | {"model.layers.0.q_proj": 49}}, "the size 49; it can have 1 to 48"),
+        ({"sizes": SIZES | {"model.layers.0.q_proj": 0}}, "the size 0; it can have 1 to 48"),
         ({"sizes": {"model.layers.0.q_proj": 8}}, r"no size for model.layers.0.k_proj \(3 miss"),
     ],
 )
@@ -172,3 +177,20 @@ def test_alignment_counts_chosen_sizes_and_dense_dimensions() -> None:
     assert alignment(SPACE, SIZES, 8) == 1.0
     assert alignment(SPACE, SIZES, 16) == 0.75
     assert alignment(SPACE, SIZES | {"model.layers.0.q_proj": 7}, 8) == 0.75
+
+
+def test_alignment_of_what_is_left() -> None:
+    groups = (mlp_group(hidden=16, channels=48), heads_group(hidden=16, kv_heads=4, head_dim=8))
+    space = dataclasses.replace(SPACE, groups=groups)
+    assert alignment(space, {}, 16) == 1.0
+    # Gate, up and down have 24 channels each; keys and values have 24 features, queries 48.
+    sizes = {"l.mlp": 24, "l.self_attn": 3}
+    assert alignment(space, sizes, 8) == 1.0
+    assert alignment(space, sizes, 16) == 2 / 7
+
+
+def test_what_is_removed_is_not_misaligned() -> None:
+    space = dataclasses.replace(SPACE, groups=(mlp_group(hidden=16, channels=10, least=0),))
+    assert alignment(space, {"l.mlp": 5}, 4) == 0.0
+    assert alignment(space, {"l.mlp": 0}, 4) == 0.0
+    assert alignment(space, {"l.mlp": 8}, 4) == 1.0

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
-from helpers import rank_group, small_space
+from helpers import depth_group, heads_group, mlp_group, rank_group, small_space
 from hypothesis import given
 from hypothesis import strategies as st
 
 from snapfit.core.errors import CorruptFile
-from snapfit.core.space import Group, Matrix, Space
+from snapfit.core.space import Frame, Group, Matrix, Space, Vector
 
 
 @given(st.integers(2, 300), st.integers(2, 300))
@@ -49,3 +50,17 @@ def test_missing_fields_are_corrupt(field: str) -> None:
     del data[field]
     with pytest.raises(CorruptFile, match="not a snapfit space"):
         Space.from_json(data)
+
+
+def test_a_frame_and_every_kind_survive_json() -> None:
+    frame = Frame(hidden=32, vocab=64, layers=3, heads=8, kv_heads=4, head_dim=6)
+    vector = Vector(name="l.self_attn.q_norm.weight", length=48)
+    heads = replace(heads_group(least=0), vectors=(vector,))
+    groups = (rank_group("g", 4, 8), mlp_group(), heads, depth_group())
+    space = replace(small_space(1), groups=groups, frame=frame)
+    assert Space.from_json(json.loads(json.dumps(space.to_json()))) == space
+
+
+def test_a_space_can_be_cut_to_some_kinds() -> None:
+    space = replace(small_space(1), groups=(rank_group("g", 4, 8), mlp_group(), depth_group()))
+    assert [group.kind for group in space.of_kind("width", "depth").groups] == ["width", "depth"]

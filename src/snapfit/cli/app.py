@@ -36,17 +36,11 @@ from snapfit.cli.request import (
     Work,
     takes_request,
 )
+from snapfit.cli.root import app
 from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.options import DEFAULT_ALIGN, Options
 
 INTERRUPTED = 130
-
-app = typer.Typer(
-    name="snapfit",
-    help="Compress causal language models into shapes that are fast where they are served.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
 # typer brings click under another name from version to version; what it raises for bad use is
 # always the base of its own BadParameter.

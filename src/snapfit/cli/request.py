@@ -13,7 +13,7 @@ import typer
 from snapfit.cli.catalogue import method_names
 from snapfit.core.errors import UsageError
 from snapfit.core.names import unknown_name
-from snapfit.core.options import Options
+from snapfit.core.options import DEFAULT_RATIO, FORMATS, MIXED, TEMPLATES, Options
 from snapfit.hardware import resolve_target
 
 _SIZES, _CALIBRATION, _EVALUATION, _RUN = "Sizes", "Calibration", "Evaluation", "Running"
@@ -74,12 +74,55 @@ Target: TypeAlias = Annotated[
 
 def request(
     method: Annotated[
-        str, typer.Option(help="How to compress; see `snapfit methods`.", rich_help_panel=_SIZES)
+        str,
+        typer.Option(
+            metavar="NAME[+NAME...]",
+            help="How to compress; see `snapfit methods`. Several compete for every part of the "
+            f"model; 'mixed' is {MIXED}.",
+            rich_help_panel=_SIZES,
+        ),
     ] = "kfac",
     ratio: Annotated[
-        float,
-        typer.Option(help="Share of parameters to remove, 0 to below 1.", rich_help_panel=_SIZES),
-    ] = 0.2,
+        float | None,
+        typer.Option(
+            help=f"Share of parameters to remove, 0 to below 1; default {DEFAULT_RATIO}.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Layers to remove, for methods that remove layers; in place of --ratio.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT=SHARE",
+            help="What to keep of the dense model, in place of --ratio: latency=0.8, params=, "
+            "bytes= or kv=; twice for two at once.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = None,
+    workload: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PHASES",
+            help="What latency is the latency of, e.g. prefill:1x1024,decode:8x2048*0.5.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="|".join(FORMATS),
+            help="What to write; sizes that it cannot hold are not chosen.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = "factored",
     of: Annotated[
         str,
         typer.Option(
@@ -137,10 +180,20 @@ def request(
         str,
         typer.Option(
             metavar="FILE|NAME|self",
-            help="Text or JSONL file, data set name, or the model's own generations.",
+            help="Text or JSONL file, data set name, or the model's own generations; several "
+            "with weights as wiki.txt*0.5+self*0.5.",
             rich_help_panel=_CALIBRATION,
         ),
     ] = "self",
+    calib_template: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(TEMPLATES),
+            help="With --calib self: let the model think and answer by its chat template; only "
+            "what it generates counts.",
+            rich_help_panel=_CALIBRATION,
+        ),
+    ] = "none",
     calib_tokens: Annotated[
         int, typer.Option(metavar="N", help="Calibration tokens.", rich_help_panel=_CALIBRATION)
     ] = 24_576,
@@ -166,13 +219,18 @@ def request(
         UsageError: an unknown name, or a value out of range.
 
     """
-    if method not in method_names():
-        raise unknown_name("method", method, method_names())
+    for name in method.split("+"):
+        if name not in {*method_names(), "mixed"}:
+            raise unknown_name("method", name, method_names())
     if target is not None:
         resolve_target(target)  # a wrong name is said now, not after an hour of calibration
     return Options(
         method=method,
         ratio=ratio,
+        layers=layers,
+        budget=",".join(budget) if budget else None,
+        workload=workload,
+        format=checkpoint,
         of=of,
         align=align,
         target=target,
@@ -182,6 +240,7 @@ def request(
         refit=refit,
         settings=dict(_setting(text) for text in settings or ()),
         calib=calib,
+        calib_template=calib_template,
         calib_tokens=calib_tokens,
         context=context,
         eval_text=eval_text,

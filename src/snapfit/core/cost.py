@@ -18,8 +18,10 @@ def group_params(group: Group, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
     The vectorised `Group.params`, for sizes that are already known to be in range.
     """
+    if group.steps:
+        return np.array(group.steps, dtype=np.int64)[sizes]
     if group.kind != "rank":
-        return np.array([group.params(int(size)) for size in sizes], dtype=np.int64)
+        return np.asarray(group.dense_params * sizes // group.full, dtype=np.int64)
     unit = sum(matrix.rows + matrix.cols for matrix in group.matrices)
     return np.where(sizes == group.full, group.dense_params, sizes * unit).astype(np.int64)
 

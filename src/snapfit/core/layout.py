@@ -115,7 +115,8 @@ def plan_layouts(whole: Space, groups: Iterable[Group], sizes: Mapping[str, int]
         sizes: the chosen size of each group; a missing group stays dense.
 
     """
-    modules = {group.matrices[0].name: group.matrices[0] for group in whole.groups}
+    ranks = whole.of_kind("rank").groups
+    modules = {group.matrices[0].name: group.matrices[0] for group in ranks}
     factored: dict[str, list[tuple[int, int, int]]] = {}
     for group in groups:
         size = sizes.get(group.name, group.full)

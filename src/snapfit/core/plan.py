@@ -10,9 +10,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
-from snapfit.core.candidates import AlignRule
+from snapfit.core.candidates import AlignRule, RuleAxis
 from snapfit.core.errors import CorruptFile, SnapfitError
 from snapfit.core.files import digest_json
 from snapfit.core.layout import MAX_DIMENSION
@@ -36,7 +36,8 @@ class Plan:
         architecture: `model_type` of its configuration.
         method: the compressor whose bases are cut.
         objective: how the sizes were chosen.
-        sizes: {group: size}; for rank groups the full size means dense.
+        sizes: {group: size}; for rank groups the full size means dense; 0 removes a part of a
+            layer.
         budget: what was asked, e.g. {'of': 'linear', 'ratio': 0.2, 'params': 84934656}.
         predicted: e.g. {'loss': 0.31, 'unit': 'nats', 'params': 84931584}.
         recipe: the options that the ordered bases depend on; see `Options.recipe`.
@@ -111,10 +112,10 @@ class Plan:
             raise CorruptFile("plan decides nothing: its sizes are empty")
         for name, size in sizes.items():
             check_name(name)
-            if not _is_int(size) or not 1 <= size <= MAX_DIMENSION:
+            if not _is_int(size) or not 0 <= size <= MAX_DIMENSION:
                 raise CorruptFile(
                     f"plan gives {name} the size {_show(size)}; sizes are whole numbers "
-                    f"from 1 to {MAX_DIMENSION}"
+                    f"from 0 to {MAX_DIMENSION}"
                 )
         reasons = _texts(data.get("reasons", {}), "reasons")
         if stray := sorted(reasons.keys() - sizes.keys()):
@@ -156,9 +157,10 @@ class Plan:
         for name, size in self.sizes.items():
             if name not in groups:
                 raise SnapfitError(f"the plan names {name}, which {space.model} does not have")
-            if size > groups[name].full:
+            if not groups[name].least <= size <= groups[name].full:
                 raise SnapfitError(
-                    f"the plan gives {name} the size {size}; its full size is {groups[name].full}"
+                    f"the plan gives {name} the size {size}; it can have {groups[name].least} "
+                    f"to {groups[name].full}"
                 )
         if missing := [name for name in groups if name not in self.sizes]:
             raise SnapfitError(f"the plan has no size for {missing[0]} ({len(missing)} missing)")
@@ -197,25 +199,43 @@ def check_name(name: Any) -> None:
 def alignment(space: Space, sizes: Mapping[str, int], multiple: int) -> float:
     """Share of the compressible matrices whose sizes are multiples of `multiple`, 0..1.
 
-    GAC's definition. A compressed matrix counts by the size that was chosen; one that was left
-    dense counts by its own rows and columns, both of which must be multiples, for those are what
-    its kernel then sees.
+    GAC's definition. A factor pair counts by its rank; a matrix that is dense, or narrowed, counts
+    by the rows and columns that it has left, both of which must be multiples, for those are what
+    its kernel sees. Matrices that are removed do not count.
     """
-    fits = [_aligned(group, sizes.get(group.name, group.full), multiple) for group in space.groups]
-    counts = [len(group.matrices) for group in space.groups]
-    return math.fsum(map(math.prod, zip(fits, counts, strict=True))) / max(1, sum(counts))
+    fits, total = 0, 0
+    for group in space.groups:
+        size = sizes.get(group.name, group.full)
+        for rows, cols in _left(group, size):
+            total += 1
+            fits += rows % multiple == 0 and cols % multiple == 0
+    return fits / max(1, total)
 
 
-def _aligned(group: Group, size: int, multiple: int) -> float:
-    """Share of the group's matrices that are aligned."""
-    if size != group.full:
-        return float(size % multiple == 0)
-    dense = [m.rows % multiple == 0 and m.cols % multiple == 0 for m in group.matrices]
-    return sum(dense) / len(dense)
+def _left(group: Group, size: int) -> list[tuple[int, int]]:
+    """(rows, columns) of the group's matrices at `size`; of a pair, its rank twice."""
+    if group.kind == "rank" and size < group.full:
+        return [(size, size)] * len(group.matrices)
+    if group.kind in {"rank", "depth"}:
+        return [(matrix.rows, matrix.cols) for matrix in group.matrices]
+    left = []
+    for matrix in group.matrices:
+        kept = matrix.features * size // group.full
+        if kept == 0:
+            continue
+        if matrix.axis == "in":
+            left.append((matrix.rows, kept))
+        else:
+            left.append((kept if matrix.axis == "out" else matrix.rows, matrix.cols))
+    return left
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _show(value: Any) -> str:
@@ -258,9 +278,14 @@ def _rules(value: Any) -> tuple[AlignRule, ...]:
     rules = []
     for entry in value:
         rule = _table(entry, "rule")
-        if rule.keys() != {"axis", "multiple", "source", "measured"}:
+        if rule.keys() != set(AlignRule.__dataclass_fields__):
             raise CorruptFile(f"plan has a malformed rule: {_show(entry)}")
-        if rule["axis"] not in ("in", "out", "rank") or not isinstance(rule["measured"], bool):
+        if rule["axis"] not in get_args(RuleAxis) or not isinstance(rule["measured"], bool):
+            raise CorruptFile(f"plan has a malformed rule: {_show(entry)}")
+        penalty = rule["penalty"]
+        if penalty is not None and not (
+            isinstance(penalty, int | float) and 0 < penalty < math.inf
+        ):
             raise CorruptFile(f"plan has a malformed rule: {_show(entry)}")
         if not _is_int(rule["multiple"]) or not 1 <= rule["multiple"] <= MAX_DIMENSION:
             raise CorruptFile(f"plan has a malformed rule: {_show(entry)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from snapfit.core.curve import NATS, Curve
 from snapfit.core.errors import SnapfitError
 from snapfit.core.space import Group, Space
-from snapfit.methods.base import Allocation, Segments, Stats
+from snapfit.methods.base import Allocation, MethodKind, Segments, Stats
 from snapfit.nn.linalg import Basis, prefix_losses, whitened_basis
 from snapfit.nn.ordered import Ordered
 
@@ -22,9 +23,11 @@ COMPARABLE_NEEDS = frozenset({"second_moment", "grad_mean_square"})
 class LowRank:
     """Defaults of a method that factors every matrix by itself and allocates uniformly."""
 
+    kind: ClassVar[MethodKind] = "rank"
+
     def restrict(self, space: Space, segments: Segments) -> Space:  # noqa: ARG002
         """Every matrix is touched."""
-        return space
+        return space.of_kind("rank")
 
     def summarise(
         self,

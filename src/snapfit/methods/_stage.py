@@ -11,7 +11,7 @@ from snapfit.core.curve import NATS
 from snapfit.core.errors import SnapfitError
 from snapfit.core.space import Group, Matrix
 from snapfit.methods._lowrank import COMPARABLE_NEEDS, comparable
-from snapfit.methods.base import Method, Stats
+from snapfit.methods.base import RankMethod, Stats
 from snapfit.nn.ordered import Ordered
 
 BY_OUTPUT = frozenset({"grad_mean_square", "fisher_rows", "fisher_root"})
@@ -25,7 +25,7 @@ LayerStats = Mapping[str, Mapping[str, Tensor]]
 
 
 def order_layer(
-    method: Method,
+    method: RankMethod,
     groups: Sequence[Group],
     weights: Callable[[str], Tensor],
     stats: LayerStats,

@@ -54,7 +54,7 @@ class Compressor(LowRank):
                     ),
                 ),
             )
-            for group in space.groups
+            for group in space.of_kind("rank").groups
             for role, start, stop in self._blocks(segments.get(group.name, ()))
         ]
         if not groups:

@@ -21,14 +21,18 @@ from snapfit.core.curve import Curve
 from snapfit.core.errors import CorruptFile
 from snapfit.core.files import atomic_path
 
+FACTORS = ("a", "b")
+"""Tensors that are weights, and so are stored in the model's dtype."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ordered:
     """A group's ordered basis and what each prefix is predicted to cost.
 
     Attributes:
-        tensors: 'a' (R, in) and 'b' (out, R); rank r keeps the first r components.
-        curve: predicted loss at every rank 1..R and at the full size (where it is zero).
+        tensors: of a rank group 'a' (R, in) and 'b' (out, R): rank r keeps the first r components.
+            Of other groups 'order' (full,), units by importance, and what the method adds.
+        curve: predicted loss at the sizes that there are, and at the full size (where it is zero).
 
     """
 
@@ -61,12 +65,13 @@ class OrderedStore:
         summaries: Mapping[str, Mapping[str, float]],
         dtype: torch.dtype,
     ) -> None:
-        """Write one layer; factors in `dtype`, curves in float64."""
+        """Write one layer; factors in `dtype`, all else as it is."""
         tensors: dict[str, Tensor] = {}
         header: dict[str, object] = {}
         for name, item in ordered.items():
             for key, tensor in item.tensors.items():
-                tensors[f"{name}/{key}"] = tensor.to(dtype).contiguous()
+                factor = key in FACTORS
+                tensors[f"{name}/{key}"] = (tensor.to(dtype) if factor else tensor).contiguous()
             tensors[f"{name}/sizes"] = torch.from_numpy(np.array(item.curve.sizes))
             tensors[f"{name}/losses"] = torch.from_numpy(np.array(item.curve.losses))
             header[name] = {"unit": item.curve.unit, "summary": dict(summaries[name])}
@@ -105,6 +110,18 @@ class OrderedStore:
             a_RN = file.get_slice(f"{group}/a")[:rank]
             b_MR = file.get_slice(f"{group}/b")[:, :rank]
         return a_RN, b_MR.contiguous()
+
+    def tensor(self, layer: int, group: str, key: str) -> Tensor | None:
+        """What `order` left under `key`, such as 'order' of a width group; None if nothing.
+
+        Raises:
+            CorruptFile: the file is damaged; it says which to delete.
+
+        """
+        name = f"{group}/{key}"
+        with self._open(layer) as file:
+            found: Tensor | None = file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118
+        return found
 
     def _path(self, layer: int) -> Path:
         return self.folder / f"layer_{layer:03d}.safetensors"

@@ -35,7 +35,7 @@ def decide(job: Job) -> Plan:
 
 def _decide(job: Job) -> Plan:
     options, space = job.options, job.space
-    budget = parameter_budget(space, options.ratio, options.of)
+    budget = parameter_budget(space, options.removed, options.of)
     with job.clock("plan"):
         curves: Mapping[str, Curve] = job.curves
         choice = _choose(job, curves, budget)
@@ -55,7 +55,7 @@ def _decide(job: Job) -> Plan:
         method=options.method,
         objective=options.objective,
         sizes=choice.sizes,
-        budget={"of": options.of, "ratio": options.ratio, "params": budget},
+        budget={"of": options.of, "ratio": options.removed, "params": budget},
         predicted={
             **predicted(space, curves, choice.sizes),
             **{f"correction.{role}": factor for role, factor in corrections.items()},
@@ -95,7 +95,7 @@ def _choose(job: Job, curves: Mapping[str, Curve], budget: int) -> Choice:
             scores=scores,
         )
     except Infeasible as error:
-        raise _unreachable(error, space, options.ratio, options.of) from error
+        raise _unreachable(error, space, options.removed, options.of) from error
 
 
 def parameter_budget(space: Space, ratio: float, of: str) -> int:
