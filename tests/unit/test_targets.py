@@ -12,6 +12,7 @@ import pytest
 from snapfit.core.candidates import AlignRule
 from snapfit.core.errors import CorruptFile, SnapfitError, UsageError
 from snapfit.core.profile import Profile, Timing
+from snapfit.core.target import Target
 from snapfit.hardware import registry, resolve_target, target_names
 
 PROFILE = Profile(
@@ -19,34 +20,100 @@ PROFILE = Profile(
     software="PyTorch 2.9",
     dtype="bfloat16",
     rules=(
-        AlignRule(axis="in", multiple=8, source="sweep", measured=True),
+        AlignRule(axis="in", multiple=8, source="sweep", measured=True, penalty=1.5),
         AlignRule(axis="rank", multiple=12, source="sweep", measured=True),
     ),
-    timings=(Timing(m=1, n=64, k=64, microseconds=3.5, source="measured"),),
+    timings=(
+        Timing(kind="linear", shape=(1, 64, 64), microseconds=3.5, spread=0.1, source="measured"),
+    ),
 )
 
 
 @pytest.mark.parametrize(("name", "multiple"), [("cpu", 1), ("a100_sxm", 16), ("h100_sxm", 8)])
 def test_shipped_targets(name: str, multiple: int) -> None:
-    profile = resolve_target(name)
+    target = resolve_target(name)
     assert name in target_names()
-    assert profile.device == name
-    assert profile.rank_multiple == multiple
-    assert all(rule.source for rule in profile.rules)
-    assert profile.timings == (), "no timings are shipped, so none may be claimed"
+    assert (target.name, target.device) == (name, name)
+    assert target.rank_multiple == multiple
+    assert all(rule.source for rule in target.rules)
 
 
-@pytest.mark.parametrize("name", target_names())
-def test_every_target_survives_json(name: str) -> None:
-    profile = resolve_target(name)
-    assert Profile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
+def test_names_are_unique() -> None:
+    assert len(set(target_names())) == len(target_names())
+
+
+def test_kinds_fill_in_what_others_leave_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = Target(
+        name="g", device="g", dtype="float16", rules=PROFILE.rules, capability=90, notes=("a",)
+    )
+    times = Target(
+        name="g",
+        device="g",
+        dtype="float16",
+        rules=(),
+        timer=PROFILE,
+        times="1 measured",
+        software="v1",
+        notes=("b", "a"),
+    )
+    monkeypatch.setattr(registry, "target_kinds", lambda: {"r": _Kind(rules), "t": _Kind(times)})
+    found = resolve_target("g,tp=2")
+    assert found.timer is PROFILE
+    assert (found.times, found.software, found.capability) == ("1 measured", "v1", 90)
+    assert found.notes == ("a", "b")
+    assert [rule.plain() for rule in found.rules[:2]] == list(PROFILE.rules)
 
 
 def test_saved_profile(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(PROFILE.to_json()))
-    assert resolve_target(str(file)) == PROFILE
-    assert PROFILE.rank_multiple == 24
+    target = resolve_target(str(file))
+    assert target.timer == PROFILE
+    assert target.rules == PROFILE.rules
+    assert target.device == "some gpu"
+    assert target.times == "1 measured"
+    assert target.rank_multiple == PROFILE.rank_multiple == 24
+
+
+def test_saved_profile_with_a_stack(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(PROFILE.to_json()))
+    target = resolve_target(f"{file},quant=gguf,engine=llama.cpp")
+    assert target.rank_multiple == 96
+    assert target.name == f"{file},quant=gguf,engine=llama.cpp"
+    assert "factored" not in target.formats
+    assert resolve_target(f"{file},engine=vllm,format=stock").formats == ("stock",)
+
+
+def test_profile_of_rules_only_has_no_timer(tmp_path: Path) -> None:
+    file = tmp_path / "rules.json"
+    file.write_text(json.dumps({**PROFILE.to_json(), "timings": []}))
+    target = resolve_target(str(file))
+    assert target.timer is None
+    assert resolve_target(str(file), dtype="fp16").dtype == "float16"
+
+
+def test_profile_is_of_one_data_type(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(PROFILE.to_json()))
+    assert resolve_target(str(file), dtype="bf16").timer == PROFILE
+    with pytest.raises(UsageError, match="holds times in bfloat16 only, not in 'float16'"):
+        resolve_target(str(file), dtype="fp16")
+
+
+@pytest.mark.parametrize(("quant", "runs"), [("machete", False), ("marlin", True)])
+def test_kernels_need_a_capability(quant: str, runs: bool) -> None:
+    text = f"a100_sxm,quant={quant}"
+    if runs:
+        assert resolve_target(text).rank_multiple == 128
+        return
+    with pytest.raises(UsageError, match=r"does not run on a100_sxm: .* is 8\.0, needed is 9\.0$"):
+        resolve_target(text)
+
+
+def test_nvfp4_needs_blackwell() -> None:
+    with pytest.raises(UsageError, match=r"is 9\.0, needed is 10\.0 to 12\.9"):
+        resolve_target("h100_sxm,quant=nvfp4")
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -81,7 +148,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 2}, "schema 2"),
+        ({"schema": 1}, "schema 1"),
         ({"schema": True}, "schema True"),
         ({"surprise": 1}, "unknown fields"),
         ({"device": 7}, "device must be a short text"),
@@ -94,10 +161,10 @@ def changed(**changes: Any) -> dict[str, Any]:
         ({"rules__0__multiple": True}, "multiple must be a positive whole number"),
         ({"rules__0__measured": "yes"}, "measured is true or false"),
         ({"timings__0__microseconds": 0}, "microseconds must be above 0"),
-        ({"timings__0__microseconds": float("nan")}, "microseconds must be above 0"),
-        ({"timings__0__microseconds": float("inf")}, "microseconds must be above 0"),
+        ({"timings__0__microseconds": float("nan")}, "microseconds must be a number"),
+        ({"timings__0__microseconds": float("inf")}, "microseconds must be a number"),
         ({"timings__0__source": "guess"}, "source 'guess'"),
-        ({"timings__0__m": -1}, "m must be a positive whole number"),
+        ({"timings__0__shape": [-1, 64, 64]}, "m must be a positive whole number"),
     ],
 )
 def test_damaged_profile_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -132,14 +199,29 @@ class _Theirs:
         return ("their_gpu",)
 
     @staticmethod
-    def find(name: str) -> Profile | None:
-        return PROFILE if name == "their_gpu" else None
+    def find(name: str) -> Target | None:
+        return THEIRS if name == "their_gpu" else None
+
+
+THEIRS = Target(name="their_gpu", device="their_gpu", dtype="float16", rules=PROFILE.rules)
+
+
+class _Kind:
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def names(self) -> tuple[str, ...]:
+        return (self._target.name,)
+
+    def find(self, name: str) -> Target | None:
+        return self._target if name == self._target.name else None
 
 
 def test_entry_points_add_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "entry_points", lambda group: [_Point(_Theirs)])
     assert "their_gpu" in target_names()
-    assert resolve_target("their_gpu") is PROFILE
+    assert resolve_target("their_gpu") == THEIRS
+    assert resolve_target("their_gpu,quant=fp8").rank_multiple == 48
 
 
 def test_broken_entry_point_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from snapfit.core.errors import CorruptFile
 from snapfit.core.files import read_json
 from snapfit.core.profile import Profile
+from snapfit.core.target import Target
 
 
 def names() -> tuple[str, ...]:
@@ -14,7 +16,7 @@ def names() -> tuple[str, ...]:
     return ()
 
 
-def find(name: str) -> Profile | None:
+def find(name: str) -> Target | None:
     """The profile in the file `name`, if that is the name of a JSON file.
 
     Raises:
@@ -25,6 +27,16 @@ def find(name: str) -> Profile | None:
     if not name.endswith(".json"):
         return None
     try:
-        return Profile.from_json(read_json(Path(name)))
+        profile = Profile.from_json(read_json(Path(name)))
     except CorruptFile as error:
         raise CorruptFile(f"{name}: {error}" if name not in str(error) else str(error)) from error
+    sources = Counter(timing.source for timing in profile.timings)
+    return Target(
+        name=name,
+        device=profile.device,
+        dtype=profile.dtype,
+        rules=profile.rules,
+        timer=profile if profile.timings else None,
+        software=profile.software,
+        times=", ".join(f"{count} {source}" for source, count in sources.items()) or "none",
+    )

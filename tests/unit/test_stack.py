@@ -1,0 +1,277 @@
+"""What a serving stack asks of sizes: every row of the table, alone and together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import depth_group, heads_group, mlp_group, rank_group
+
+from snapfit.core.candidates import AlignRule, legal_sizes
+from snapfit.core.errors import UsageError
+from snapfit.core.shares import ShareRule, check_space
+from snapfit.core.space import Frame, Group, Matrix, Space
+from snapfit.core.stack import ENGINES, FORMATS, QUANTS, Stack
+from snapfit.hardware.registry import parse_stack
+
+
+def projection(rows: int, cols: int, role: str = "q") -> Group:
+    return rank_group(f"model.layers.0.{role}_proj", rows, cols, role=role)
+
+
+def width(channels: int, hidden: int) -> Group:
+    return mlp_group(hidden, channels)
+
+
+def head_group(heads: int, kv_heads: int, head_dim: int, hidden: int) -> Group:
+    return heads_group(hidden, kv_heads, heads // kv_heads, head_dim)
+
+
+def stepped(step: int, limit: int, full: int) -> list[int]:
+    return [*range(step, limit + 1, step), full]
+
+
+# Of a model whose own dimensions are multiples of 256: (rank step, width step).
+STEPS = {
+    "marlin": (128, 128),
+    "machete": (128, 128),
+    "cutlass-w4a8": (128, 128),
+    "fp8": (16, 16),
+    "block-fp8": (128, 128),
+    "deepgemm": (128, 128),
+    "nvfp4": (32, 32),
+    "gguf": (32, 32),
+    "gguf-k": (256, 256),
+}
+
+
+def test_every_row_is_tested() -> None:
+    assert STEPS.keys() == QUANTS.keys()
+
+
+@pytest.mark.parametrize(("quant", "steps"), STEPS.items())
+def test_row_of_the_table(quant: str, steps: tuple[int, int]) -> None:
+    rules = Stack(quant=quant).rules
+    rank = projection(1024, 2048)
+    assert legal_sizes(rank, rules).tolist() == stepped(steps[0], 682, 1024)
+    mlp = width(1024, 512)
+    assert legal_sizes(mlp, rules).tolist() == stepped(steps[1], 1023, 1024)
+    assert all("vLLM 0.32" in rule.source or "llama.cpp" in rule.source for rule in rules)
+
+
+@pytest.mark.parametrize("quant", sorted(QUANTS.keys() - {"gguf-k"}))  # K-quants take blocks of 256
+def test_multiples_of_128_satisfy_every_row(quant: str) -> None:
+    sizes = np.arange(128, 1025, 128)
+    for rule in Stack(quant=quant).rules:
+        for group in (projection(2048, 2048), width(1024, 512)):
+            assert rule.allows(group, sizes).all()
+            assert rule.refuses(group) is None
+
+
+@pytest.mark.parametrize(
+    ("hidden", "step"),
+    [
+        (512, 64),  # K 128 of the first factor, N 128 of the second: 64 is enough
+        (192, 128),  # K 64 of the first asks N 128 of it
+    ],
+)
+@pytest.mark.parametrize("group", ["64", "32", "column"])
+def test_marlin_takes_either_tile(hidden: int, step: int, group: str) -> None:
+    rules = Stack(quant="marlin", group=group).rules
+    assert legal_sizes(width(1024, hidden), rules).tolist() == stepped(step, 1023, 1024)
+    square = projection(hidden * 4, hidden)
+    asked = step if hidden == 192 else 64
+    assert legal_sizes(square, rules).tolist() == stepped(asked, square.break_even, hidden)
+
+
+def test_marlin_pads_tiles_but_refuses_a_split_group() -> None:
+    odd = projection(700, 700)
+    tiles, group = Stack(quant="marlin").rules
+    assert tiles.refuses(odd) is None
+    assert "groups of 128" in str(group.refuses(odd))
+    assert len(Stack(quant="marlin", group="column").rules) == 1
+    # Neither tile fits 700, so the easier one is asked for: it is padded anyway.
+    assert tiles.allows(odd, np.array([64, 65])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("quant", ["machete", "cutlass-w4a8", "block-fp8", "deepgemm"])
+def test_refused_matrix_is_named(quant: str) -> None:
+    small = width(96, 512)
+    with pytest.raises(UsageError, match=r"l.mlp.gate_proj has N .* and K .*, refused by: "):
+        legal_sizes(small, Stack(quant=quant).rules)
+
+
+@pytest.mark.parametrize("quant", ["fp8", "nvfp4", "gguf", "gguf-k"])
+def test_padded_or_stored_otherwise_is_not_refused(quant: str) -> None:
+    assert legal_sizes(width(1000, 500), Stack(quant=quant).rules)[-1] == 1000
+
+
+def test_machete_binds_each_side_its_own_way() -> None:
+    (rule,) = (r for r in Stack(quant="machete", group="column").rules)
+    out_only = Group(
+        name="up",
+        kind="width",
+        matrices=(Matrix(name="up", axis="out", rows=1024, cols=64),),
+        full=1024,
+        role="mlp",
+        layer=0,
+    )
+    in_only = Group(
+        name="down",
+        kind="width",
+        matrices=(Matrix(name="down", axis="in", rows=128, cols=1024),),
+        full=1024,
+        role="mlp",
+        layer=0,
+    )
+    assert legal_sizes(out_only, (rule,)).tolist() == stepped(128, 1023, 1024)
+    assert legal_sizes(in_only, (rule,)).tolist() == stepped(64, 1023, 1024)
+
+
+def test_tensor_parallel_widths() -> None:
+    rules = Stack(tp=4).rules
+    assert legal_sizes(width(1024, 512), rules).tolist() == stepped(4, 1023, 1024)
+    assert legal_sizes(projection(1024, 512), rules).tolist() == stepped(1, 341, 512)
+    with pytest.raises(UsageError, match="a width of 1022, refused by: tp=4"):
+        legal_sizes(width(1022, 512), rules)
+
+
+@pytest.mark.parametrize(
+    ("tp", "heads", "kv_heads", "legal"),
+    [
+        (2, 32, 8, [2, 4, 6, 8, 1]),
+        (4, 32, 8, [4, 8, 1, 2]),  # of 1 or 2 KV heads every device has a copy
+        (3, 24, 6, [3, 6]),  # 4 query heads of one KV head do not go round 3 devices
+        (4, 16, 2, [1, 2]),
+        (8, 8, 8, [8]),
+    ],
+)
+def test_tensor_parallel_heads(tp: int, heads: int, kv_heads: int, legal: list[int]) -> None:
+    group = head_group(heads, kv_heads, 64, 512)
+    assert legal_sizes(group, Stack(tp=tp).rules).tolist() == sorted(legal)
+
+
+def test_tp_3_on_8_kv_heads_is_impossible() -> None:
+    rules = Stack(tp=3).rules
+    with pytest.raises(UsageError, match=r"8 key-value heads, refused by: tp=3 gives every"):
+        legal_sizes(head_group(32, 8, 128, 4096), rules)
+
+
+@pytest.mark.parametrize("heads", [(32, 8), (14, 2)])
+def test_ranks_do_not_help_a_model_that_cannot_be_split(heads: tuple[int, int]) -> None:
+    frame = Frame(hidden=512, vocab=1000, layers=1, heads=heads[0], kv_heads=heads[1], head_dim=64)
+    space = Space(
+        model="m",
+        revision="r",
+        architecture="llama",
+        groups=(projection(1024, 512), projection(900, 512, "gate")),
+        total_params=1,
+        kv_elements=1,
+        frame=frame,
+    )
+    check_space(space, Stack(tp=2).rules)
+    with pytest.raises(UsageError, match=r"query and .* key-value heads, refused by: tp=3"):
+        check_space(space, Stack(tp=3).rules)
+    with pytest.raises(UsageError, match=r"gate_proj has a width of 900, refused by: tp=8.*width"):
+        check_space(space, Stack(tp=8).rules)
+
+
+def test_check_names_every_clash() -> None:
+    space = Space(
+        model="m",
+        revision="r",
+        architecture="llama",
+        groups=(projection(96, 96),),
+        total_params=1,
+        kv_elements=1,
+    )
+    with pytest.raises(UsageError) as caught:
+        check_space(space, Stack(quant="machete").rules)
+    text = str(caught.value)
+    assert "Machete takes N 128" in text
+    assert "group=128" in text
+    assert "choose another tp, quant or group" in text
+
+
+def test_kernels_see_a_devices_share() -> None:
+    stack = Stack(tp=2, quant="block-fp8")
+    assert legal_sizes(width(1024, 512), stack.rules).tolist() == [256, 512, 768, 1024]
+    heads = head_group(16, 8, 64, 512)
+    # 64 features a head: a share of 128 key features is 2 heads of each of 2 devices.
+    assert legal_sizes(heads, stack.rules).tolist() == [4, 8]
+    assert legal_sizes(projection(1024, 1024), stack.rules).tolist() == [128, 256, 384, 1024]
+    with pytest.raises(UsageError, match="K 1152 over 2"):
+        legal_sizes(projection(1024, 1152, "down"), Stack(tp=2, quant="block-fp8").rules)
+
+
+def test_device_rules_bind_the_share_too() -> None:
+    rule = AlignRule(axis="in", multiple=16, source="gpu", measured=True, penalty=1.1)
+    (shared,) = Stack(tp=2).share((rule,))
+    assert legal_sizes(width(256, 64), (shared,)).tolist() == stepped(32, 255, 256)
+    assert legal_sizes(projection(256, 256), (shared,)).tolist() == stepped(16, 127, 256)
+    assert shared.plain() == rule
+    assert Stack().share((rule,)) == (rule,)
+    with_own = (*Stack(tp=2).share((rule,)), *Stack(tp=2, quant="marlin").rules)
+    assert legal_sizes(width(1024, 512), with_own).tolist() == [256, 512, 768, 1024]
+
+
+def test_rules_that_leave_nothing_are_named() -> None:
+    rules = (*Stack(quant="machete", group="column").rules,)
+    forty = AlignRule(axis="rank", multiple=40, source="--align 40")
+    with pytest.raises(UsageError, match=r"no size up to 511 .* 128 \(Machete.* 40 \(--align 40\)"):
+        legal_sizes(projection(1024, 1024), (*rules, forty))
+
+
+def test_shape_of_a_rule_that_binds_nothing() -> None:
+    rules = Stack(tp=2, quant="marlin").rules
+    assert legal_sizes(depth_group(), rules).tolist() == [1, 2, 3]
+
+
+def test_step_is_always_allowed() -> None:
+    groups = (projection(2048, 1024), width(2048, 512), head_group(32, 32, 64, 512))
+    for quant in QUANTS:
+        for rule in Stack(tp=2, quant=quant).rules:
+            assert isinstance(rule, ShareRule)
+            for group in groups:
+                step = rule.step(group)
+                assert rule.allows(group, np.arange(step, 4 * step, step)).all(), (quant, group)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tp=0", "tensor parallel takes from 1"),
+        ("tp=two", "a number of devices"),
+        ("tp=2,tp=4", "gives tp twice"),
+        ("speed=2", "unknown part of a target 'speed'; choose from: tp, quant"),
+        ("quant", "'quant' is no KEY=VALUE"),
+        ("quant=", "'quant=' is no KEY=VALUE"),
+        ("quant=marlim", "did you mean 'marlin'"),
+        ("engine=vlm", "did you mean 'vllm'"),
+        ("format=gguff", "unknown format 'gguff'"),
+        ("quant=marlin,group=48", "quant=marlin takes 128, 64, 32, column"),
+        ("quant=fp8,group=128", "quant=fp8 has none"),
+        ("quant=machete,engine=llama.cpp", "no kernels for quant=machete; vllm have"),
+        ("engine=llama.cpp,format=factored", "does not load format=factored"),
+    ],
+)
+def test_wrong_stacks(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_stack(text.split(","))
+
+
+def test_stack_in_words() -> None:
+    stack = parse_stack(["tp=2", " quant=marlin", "engine=vllm", "format=stock"])
+    assert stack == Stack(tp=2, quant="marlin", engine="vllm", format="stock")
+    assert str(stack) == ",tp=2,quant=marlin,engine=vllm,format=stock"
+    assert str(Stack()) == ""
+
+
+@pytest.mark.parametrize(
+    ("engine", "holds_ranks"),
+    [("vllm", True), ("transformers", True), ("tensorrt-llm", False), ("llama.cpp", False)],
+)
+def test_formats_of_engines(engine: str, holds_ranks: bool) -> None:
+    formats = Stack(engine=engine).formats
+    assert ("factored" in formats) == holds_ranks
+    assert {"stock", "folded"} <= set(formats) <= set(FORMATS)
+    assert set(ENGINES) == {"vllm", "transformers", "tensorrt-llm", "llama.cpp"}
