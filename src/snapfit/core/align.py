@@ -52,7 +52,7 @@ def align_dims(
     units = [_unit(group, align) for group in groups]
     budget = _budget(data, units, keep)
     try:
-        picks, gap = gac(units, budget)
+        picks, gap = gac(units, {"params": budget})
     except Infeasible as error:
         raise Infeasible(
             f"multiples of {align} cannot meet the budget of {budget} parameters; the smallest "

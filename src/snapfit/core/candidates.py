@@ -74,6 +74,10 @@ class AlignRule:
         """Why the group cannot be served as it is, so that no plan can help; None if it can."""
         return None
 
+    def plain(self) -> AlignRule:
+        """What a plan or a profile keeps of the rule."""
+        return self
+
 
 def legal_sizes(group: Group, rules: tuple[AlignRule, ...]) -> NDArray[np.int64]:
     """Every size that satisfies every rule, sorted, (k,) int64; `group.full` is always last.

@@ -5,18 +5,24 @@
     round   each size to its nearest legal one, then repaired into the budget: the naive baseline
     none    the method's own sizes as they are, made whole: unaligned, for comparison
 
-Budgets count parameters of the space's groups. Tied groups are decided together: their unaligned
-sizes are averaged, weighted by what a unit costs, their scores likewise.
+Budgets count parameters of the space's groups, or whatever else a table of costs says: bytes, KV
+cache, time; one budget or two at once. Tied groups are decided together: their unaligned sizes are
+averaged, weighted by what a unit costs, their scores likewise.
+
+`curve` and `gac` choose among a target's right edges (`snapfit.core.plateaus`) where these are
+known, unless no choice of them meets the budgets; `round` and `none` are what is done without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from snapfit.core.budgets import Table
 from snapfit.core.candidates import AlignRule, legal_sizes
 from snapfit.core.cost import group_params
 from snapfit.core.curve import NATS, Curve
@@ -26,6 +32,9 @@ from snapfit.core.knapsack_items import Item
 from snapfit.core.options import OBJECTIVES
 from snapfit.core.space import Group, Space
 from snapfit.core.units import Unit, decision_units, reason, repaired, rounded
+
+Edges: TypeAlias = Callable[[Group, NDArray[np.int64]], NDArray[np.int64]]
+"""Of the legal sizes of a group, those that are candidates; the last one always is."""
 
 WINDOW = 1
 """Legal sizes below and above each unaligned size that `gac` considers; doubled until it fits."""
@@ -39,22 +48,29 @@ class Choice:
         sizes: one for every group of the space.
         reasons: a few words for every group.
         params: parameters of all groups at these sizes.
+        costs: what the groups cost of every budget.
         gap: by how much the objective could at most be improved; 0 when proved optimal.
+        edges: whether only right edges of plateaus were considered.
 
     """
 
     sizes: dict[str, int]
     reasons: dict[str, str]
     params: int
+    costs: Mapping[str, int] = field(default_factory=dict)
     gap: float = 0.0
+    edges: bool = False
 
 
 def choose(
     objective: str,
     space: Space,
     *,
-    budget: int,
+    budget: int | None = None,
+    budgets: Mapping[str, int] | None = None,
+    tables: Mapping[str, Table] | None = None,
     rules: tuple[AlignRule, ...] = (),
+    edges: Edges | None = None,
     curves: Mapping[str, Curve] | None = None,
     unaligned: Mapping[str, float] | None = None,
     scores: Mapping[str, float] | None = None,
@@ -64,8 +80,12 @@ def choose(
     Args:
         objective: one of `OBJECTIVES`.
         space: the groups and their ties.
-        budget: most parameters that all groups together may have.
+        budget: most parameters that all groups together may have; short for
+            `budgets={'params': budget}`.
+        budgets: the most that all groups together may cost, of one or two things.
+        tables: what groups cost of each thing; 'params' is known without.
         rules: alignment rules; ignored by 'none'.
+        edges: which legal sizes are candidates on the target; for 'curve' and 'gac'.
         curves: for 'curve': a curve in nats for every group.
         unaligned: for the others: the method's own size for every group, may be fractional; at
             or above break-even means dense.
@@ -74,38 +94,80 @@ def choose(
 
     Raises:
         UsageError: an unknown objective, or what it needs is missing.
-        Infeasible: even the smallest legal sizes exceed the budget.
+        Infeasible: even the smallest legal sizes exceed a budget; says what can be met.
 
     """
     if objective not in OBJECTIVES:
         raise UsageError(f"unknown objective {objective!r}; choose from {', '.join(OBJECTIVES)}")
-    if objective == "curve":
-        return _curve(space, curves, budget, rules)
-    if unaligned is None:
+    if (budget is None) == (budgets is None):
+        raise UsageError("give either the budget of parameters or a table of budgets")
+    if objective != "curve" and unaligned is None:
         raise UsageError(
             f"--objective {objective} needs the method's own unaligned sizes; "
             "use a method that has an allocation, or --objective curve"
         )
     if objective == "gac" and scores is None:
         raise UsageError("--objective gac needs a score for every group; use curve or round")
-    if objective == "none":
-        rules = ()
-    units = decision_units(space, rules, unaligned, scores)
-    if objective == "gac":
-        picks, gap = gac(units, budget)
-        return replace(_finished(space, units, picks), gap=gap)
-    picks = [rounded(unit, down=objective == "none") for unit in units]
-    return _finished(space, units, repaired(units, picks, budget))
+    known: dict[str, Table] = {"params": group_params, **(tables or {})}
+    request = _Request(
+        space=space,
+        budgets={"params": budget} if budget is not None else dict(budgets or {}),
+        tables=known,
+        rules=() if objective == "none" else rules,
+        edges=edges if objective in {"curve", "gac"} else None,
+    )
+    if request.edges is not None:
+        try:
+            choice = _chosen(objective, request, curves, unaligned, scores)
+            return replace(choice, edges=True)
+        except Infeasible:
+            # A budget that right edges alone cannot meet may be met by sizes that are no edge.
+            request = replace(request, edges=None)
+    return _chosen(objective, request, curves, unaligned, scores)
 
 
-def _curve(
-    space: Space,
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What is asked of every objective."""
+
+    space: Space
+    budgets: dict[str, int]
+    tables: Mapping[str, Table]
+    rules: tuple[AlignRule, ...]
+    edges: Edges | None
+
+    def legal(self, group: Group) -> NDArray[np.int64]:
+        """Sizes that may be chosen."""
+        sizes = legal_sizes(group, self.rules)
+        return sizes if self.edges is None else self.edges(group, sizes)
+
+    def priced(self, group: Group, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(k, J) what each budget counts."""
+        return np.stack([self.tables[name](group, sizes) for name in self.budgets], axis=1)
+
+
+def _chosen(
+    objective: str,
+    request: _Request,
     curves: Mapping[str, Curve] | None,
-    budget: int,
-    rules: tuple[AlignRule, ...],
+    unaligned: Mapping[str, float] | None,
+    scores: Mapping[str, float] | None,
 ) -> Choice:
+    if objective == "curve" or unaligned is None:
+        return _curve(request, curves)
+    tables = [request.tables[name] for name in request.budgets]
+    units = decision_units(request.space, request.legal, unaligned, scores, tables)
+    if objective == "gac":
+        picks, gap = gac(units, request.budgets)
+        return replace(_finished(request, units, picks), gap=gap)
+    picks = [rounded(unit, down=objective == "none") for unit in units]
+    return _finished(request, units, repaired(units, picks, request.budgets))
+
+
+def _curve(request: _Request, curves: Mapping[str, Curve] | None) -> Choice:
     if curves is None:
         raise UsageError("--objective curve needs a loss curve for every group")
+    space = request.space
     items = []
     for group in space.groups:
         curve = curves.get(group.name)
@@ -116,12 +178,10 @@ def _curve(
                 f"losses in {curve.unit!r} ({group.name}) cannot be added across groups; use "
                 "--method kfac, whose losses are in nats, or --objective gac"
             )
-        sizes = legal_sizes(group, rules)
-        losses = curve.at(sizes)
-        items.append(
-            Item(name=group.name, sizes=sizes, costs=group_params(group, sizes), losses=losses)
-        )
-    solution = solve(items, {"params": budget}, space.ties)
+        sizes = request.legal(group)
+        costs = request.priced(group, sizes)
+        items.append(Item(name=group.name, sizes=sizes, costs=costs, losses=curve.at(sizes)))
+    solution = solve(items, request.budgets, space.ties)
     reasons = {
         group.name: _curve_reason(group, items[index].sizes, solution.sizes[group.name])
         for index, group in enumerate(space.groups)
@@ -129,7 +189,8 @@ def _curve(
     return Choice(
         sizes=solution.sizes,
         reasons=reasons,
-        params=solution.costs["params"],
+        params=space.params(solution.sizes),
+        costs=solution.costs,
         gap=0.0 if solution.exact else solution.gap,
     )
 
@@ -138,11 +199,13 @@ def _curve_reason(group: Group, legal: NDArray[np.int64], size: int) -> str:
     if size == group.full:
         if len(legal) == 1:
             return "dense: no smaller size is legal"
+        if group.kind != "rank":
+            return "full: what it would save is worth less than what it would lose"
         return f"dense: costs less than any rank above {group.break_even}"
     return f"least total loss among {len(legal)} legal sizes"
 
 
-def gac(units: list[Unit], budget: int) -> tuple[list[int], float]:
+def gac(units: list[Unit], budgets: Mapping[str, int]) -> tuple[list[int], float]:
     """Maximise the sum of score x (params - wanted params) over a window around each size.
 
     The third step of GAC. When even the smallest candidates of all windows exceed the budget,
@@ -163,13 +226,13 @@ def gac(units: list[Unit], budget: int) -> tuple[list[int], float]:
             Item(
                 name=str(index),
                 sizes=np.arange(near.start, near.start + len(unit.sizes[near])),
-                costs=unit.costs[near],
+                costs=unit.columns[near],
                 losses=unit.score * (unit.wanted_params - unit.costs[near].astype(np.float64)),
             )
             for index, (unit, near) in enumerate(zip(units, windows, strict=True))
         ]
         try:
-            solution = solve(items, {"params": budget})
+            solution = solve(items, budgets)
         except Infeasible:
             if all(near.start == 0 for near in windows):
                 raise
@@ -179,7 +242,7 @@ def gac(units: list[Unit], budget: int) -> tuple[list[int], float]:
         return picks, 0.0 if solution.exact else solution.gap
 
 
-def _finished(space: Space, units: list[Unit], picks: list[int]) -> Choice:
+def _finished(request: _Request, units: list[Unit], picks: list[int]) -> Choice:
     sizes: dict[str, int] = {}
     reasons: dict[str, str] = {}
     params = 0
@@ -188,9 +251,11 @@ def _finished(space: Space, units: list[Unit], picks: list[int]) -> Choice:
         for name in unit.names:
             sizes[name] = int(unit.sizes[pick])
             reasons[name] = reason(unit, pick)
-    order = [group.name for group in space.groups]
+    order = [group.name for group in request.space.groups]
+    spent = np.sum([unit.columns[pick] for unit, pick in zip(units, picks, strict=True)], axis=0)
     return Choice(
         sizes={name: sizes[name] for name in order},
         reasons={name: reasons[name] for name in order},
         params=params,
+        costs=dict(zip(request.budgets, spent.tolist(), strict=True)),
     )

@@ -6,13 +6,12 @@ Here too is rounding: to the nearest legal size, and down into a budget.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from snapfit.core.candidates import AlignRule, legal_sizes
 from snapfit.core.cost import group_params
 from snapfit.core.errors import Infeasible, UsageError
 from snapfit.core.space import Group, Space
@@ -26,6 +25,7 @@ class Unit:
         names: of the groups.
         sizes: (k,) legal, increasing, the last is full.
         costs: (k,) parameters.
+        prices: (k, J) what the budgets count, one column a budget; parameters by default.
         limit: the (fractional) size at which a pair costs as much as dense.
         wanted: the unaligned size, at most `limit`.
         wanted_params: parameters at the unaligned size, also fractional.
@@ -40,6 +40,12 @@ class Unit:
     wanted: float
     wanted_params: float
     score: float
+    prices: NDArray[np.int64] | None = None
+
+    @property
+    def columns(self) -> NDArray[np.int64]:
+        """(k, J) what the budgets count."""
+        return self.costs[:, None] if self.prices is None else self.prices
 
     @property
     def places(self) -> NDArray[np.float64]:
@@ -59,11 +65,19 @@ class Unit:
 
 def decision_units(
     space: Space,
-    rules: tuple[AlignRule, ...],
+    legal: Callable[[Group], NDArray[np.int64]],
     unaligned: Mapping[str, float],
     scores: Mapping[str, float] | None,
+    tables: Sequence[Callable[[Group, NDArray[np.int64]], NDArray[np.int64]]] = (group_params,),
 ) -> list[Unit]:
     """The units of a space, in the order of their first group.
+
+    Args:
+        space: the groups and their ties.
+        legal: the sizes that a group may have, increasing, full last.
+        unaligned: the method's own size of every group.
+        scores: worth of one parameter of every group; 1 for all by default.
+        tables: what each budget counts of a group at given sizes.
 
     Raises:
         UsageError: a size or score is missing or negative, or tied groups differ in full size.
@@ -84,9 +98,9 @@ def decision_units(
         if group.name != bundle[0]:
             continue
         members = [groups[name] for name in bundle]
-        sizes = legal_sizes(members[0], rules)
+        sizes = legal(members[0])
         for member in members[1:]:
-            sizes = np.intersect1d(sizes, legal_sizes(member, rules))
+            sizes = np.intersect1d(sizes, legal(member))
         if not sizes.size or any(sizes[-1] != member.full for member in members):
             raise UsageError(f"tied groups must have one full size: {', '.join(bundle)}")
         price = np.array([_unit_cost(member) for member in members])
@@ -103,6 +117,10 @@ def decision_units(
                 wanted=wanted,
                 wanted_params=wanted * float(price.sum()),
                 score=float(share @ np.array([worth[name] for name in bundle])),
+                prices=np.stack(
+                    [np.sum([t(member, sizes) for member in members], axis=0) for t in tables],
+                    axis=1,
+                ),
             )
         )
     return units
@@ -122,34 +140,60 @@ def rounded(unit: Unit, *, down: bool) -> int:
     return int(np.argmin(np.abs(unit.places - unit.wanted)))
 
 
-def repaired(units: list[Unit], picks: list[int], budget: int) -> list[int]:
-    """Step sizes down to their next smaller legal one until the budget holds.
+def repaired(units: list[Unit], picks: list[int], budgets: Mapping[str, int]) -> list[int]:
+    """Step sizes down until the budgets hold.
 
-    Groups go in order of harm, score x parameters that the step removes, the least first (of
-    equal harms the earlier group), one step each: first those that were rounded up, then, while
-    the budget is still exceeded, all of them, pass after pass. A plan below the budget is left
-    as it is.
+    A step goes to the next smaller legal size that costs less in what is exceeded; for parameters
+    that is simply the next smaller one, but a smaller size may well be slower. Groups go in order
+    of harm, score x parameters that the step removes, the least first (of equal harms the earlier
+    group), one step each: first those that were rounded up, then, while a budget is still
+    exceeded, all of them, pass after pass. A plan below the budgets is left as it is.
+
+    Raises:
+        Infeasible: no step is left; says what was reached.
+
     """
     picks = list(picks)
-    total = sum(int(unit.costs[pick]) for unit, pick in zip(units, picks, strict=True))
-    turn = [i for i, unit in enumerate(units) if picks[i] > 0 and picks[i] > unit.below()]
+    limit_J = np.array(list(budgets.values()), dtype=np.int64)
+    total_J = np.sum([unit.columns[pick] for unit, pick in zip(units, picks, strict=True)], axis=0)
+    turn = [i for i, unit in enumerate(units) if picks[i] > unit.below()]
     everyone = False
-    while total > budget:
-        if everyone and not turn:
-            raise Infeasible(
-                f"no choice of sizes meets params {budget}; the nearest that can be met is "
-                f"params {total}",
-                nearest={"params": float(total)},
-            )
-        steps = {i: int(units[i].costs[picks[i]] - units[i].costs[picks[i] - 1]) for i in turn}
-        for index in sorted(turn, key=lambda i: units[i].score * steps[i]):
-            total -= steps[index]
-            picks[index] -= 1
-            if total <= budget:
+    while (total_J > limit_J).any():
+        over_J = total_J > limit_J
+        steps = {i: step for i in turn if (step := _step(units[i], picks[i], over_J)) is not None}
+        if everyone and not steps:
+            raise _unrepaired(budgets, total_J)
+        harm = {
+            i: units[i].score * int(units[i].costs[picks[i]] - units[i].costs[step])
+            for i, step in steps.items()
+        }
+        for index in sorted(steps, key=lambda i: harm[i]):
+            total_J = total_J + units[index].columns[steps[index]]
+            total_J = total_J - units[index].columns[picks[index]]
+            picks[index] = steps[index]
+            if ((total_J > limit_J) != over_J).any():
                 break
-        turn = [i for i, pick in enumerate(picks) if pick > 0]
+        turn = list(range(len(units)))
         everyone = True
     return picks
+
+
+def _step(unit: Unit, pick: int, over_J: NDArray[np.bool_]) -> int | None:
+    """Index of the next smaller size that costs less in every budget of `over_J`, or None."""
+    less = (unit.columns[:pick, over_J] < unit.columns[pick, over_J]).all(axis=1)
+    found = np.flatnonzero(less)
+    return int(found[-1]) if found.size else None
+
+
+def _unrepaired(budgets: Mapping[str, int], total_J: NDArray[np.int64]) -> Infeasible:
+    reached = dict(zip(budgets, total_J.tolist(), strict=True))
+    exceeded = {name: cost for name, cost in reached.items() if cost > budgets[name]}
+    asked = ", ".join(f"{name} {limit}" for name, limit in budgets.items())
+    nearest = ", ".join(f"{name} {cost}" for name, cost in exceeded.items())
+    return Infeasible(
+        f"no choice of sizes meets {asked}; the nearest that can be met is {nearest}",
+        nearest={name: float(cost) for name, cost in exceeded.items()},
+    )
 
 
 def reason(unit: Unit, pick: int) -> str:

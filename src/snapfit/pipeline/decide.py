@@ -7,13 +7,15 @@ from typing import Any
 
 import snapfit
 from snapfit.core.curve import NATS, Curve
-from snapfit.core.errors import Infeasible
+from snapfit.core.errors import Infeasible, UsageError
 from snapfit.core.files import digest_json
-from snapfit.core.objectives import Choice, choose
+from snapfit.core.objectives import Choice
 from snapfit.core.plan import Plan
+from snapfit.core.planner import Planner
 from snapfit.core.space import Space
 from snapfit.evals.sensitivity import SensitivityProbe
-from snapfit.methods.base import Allocation
+from snapfit.methods.base import Allocation, RankMethod, WidthMethod
+from snapfit.pipeline.budget import asked, planner_of, predicted_latency
 from snapfit.pipeline.job import Job
 from snapfit.pipeline.probe import role_corrections
 
@@ -35,10 +37,10 @@ def decide(job: Job) -> Plan:
 
 def _decide(job: Job) -> Plan:
     options, space = job.options, job.space
-    budget = parameter_budget(space, options.removed, options.of)
+    planner, shares = planner_of(job), asked(options)
     with job.clock("plan"):
         curves: Mapping[str, Curve] = job.curves
-        choice = _choose(job, curves, budget)
+        choice = _choose(job, curves, planner, shares)
     corrections: dict[str, float] = {}
     if options.probe:
         corrections = role_corrections(job, choice.sizes)
@@ -47,7 +49,7 @@ def _decide(job: Job) -> Plan:
             for group in space.groups
         }
         with job.clock("plan"):
-            choice = _choose(job, curves, budget)
+            choice = _choose(job, curves, planner, shares)
     return Plan(
         model=job.model,
         revision=space.revision,
@@ -55,9 +57,10 @@ def _decide(job: Job) -> Plan:
         method=options.method,
         objective=options.objective,
         sizes=choice.sizes,
-        budget={"of": options.of, "ratio": options.removed, "params": budget},
+        budget=_recorded(job, planner, shares),
         predicted={
             **predicted(space, curves, choice.sizes),
+            **predicted_latency(planner, choice.sizes),
             **{f"correction.{role}": factor for role, factor in corrections.items()},
         },
         recipe=options.recipe(),
@@ -69,44 +72,56 @@ def _decide(job: Job) -> Plan:
     )
 
 
-def _choose(job: Job, curves: Mapping[str, Curve], budget: int) -> Choice:
-    options, space = job.options, job.space
+def _choose(
+    job: Job, curves: Mapping[str, Curve], planner: Planner, shares: Mapping[str, float]
+) -> Choice:
+    options = job.options
     unaligned = None
     if options.objective != "curve":
-        request = Allocation(
-            space=space,
-            curves=curves,
-            summaries=job.summaries,
-            budget=max(budget, 0),
-            perplexity=_perplexity_probe(job),
-        )
-        unaligned = job.method.allocate(request)
+        unaligned = unaligned_sizes(job, curves, planner, shares)
     scores = None
     if job.score is not None:
         scores = {name: facts[f"score.{job.score}"] for name, facts in job.summaries.items()}
     try:
-        return choose(
-            options.objective,
-            space,
-            budget=budget,
-            rules=job.rules,
-            curves=curves,
-            unaligned=unaligned,
-            scores=scores,
+        return planner.choose(
+            options.objective, shares, curves=curves, unaligned=unaligned, scores=scores
         )
     except Infeasible as error:
-        raise _unreachable(error, space, options.removed, options.of) from error
+        if options.budget is not None:
+            raise
+        raise _unreachable(error, options.removed, options.of) from error
 
 
-def parameter_budget(space: Space, ratio: float, of: str) -> int:
-    """Parameters that the space's groups may have; negative when `ratio` asks too much.
+def unaligned_sizes(
+    job: Job, curves: Mapping[str, Curve], planner: Planner, shares: Mapping[str, float]
+) -> Mapping[str, float]:
+    """The method's own allocation, which knows parameters only: of another budget, the same share.
 
-    Of the model, what is outside the groups (embeddings, norms, the head) stays whole, so the
-    groups have to give all that is removed.
+    Raises:
+        SnapfitError: the method's allocation cannot be had.
     """
-    if of == "linear":
-        return int((1 - ratio) * space.dense_params)
-    return space.dense_params - (space.total_params - int((1 - ratio) * space.total_params))
+    if not isinstance(job.method, RankMethod | WidthMethod):
+        raise UsageError(
+            f"--method {job.options.method} has no sizes of its own to align; use --objective curve"
+        )
+    first = shares.get("params", next(iter(shares.values())))
+    request = Allocation(
+        space=job.space,
+        curves=curves,
+        summaries=job.summaries,
+        budget=max(planner.column("params").limit(first), 0),
+        perplexity=_perplexity_probe(job),
+    )
+    return job.method.allocate(request)
+
+
+def _recorded(job: Job, planner: Planner, shares: Mapping[str, float]) -> dict[str, Any]:
+    """What the plan says was asked: parameters at most, and the shares to keep."""
+    options, dense = job.options, job.space.dense_params
+    params = planner.column("params").limit(shares["params"]) if "params" in shares else dense
+    if options.budget is None:
+        return {"of": options.of, "ratio": options.removed, "params": params}
+    return {"of": options.of, "params": params, **{f"keep.{k}": v for k, v in shares.items()}}
 
 
 def predicted(
@@ -122,12 +137,8 @@ def predicted(
     }
 
 
-def _unreachable(error: Infeasible, space: Space, ratio: float, of: str) -> Infeasible:
-    smallest = int(error.nearest["params"])
-    if of == "linear":
-        largest = 1 - smallest / space.dense_params
-    else:
-        largest = (space.dense_params - smallest) / space.total_params
+def _unreachable(error: Infeasible, ratio: float, of: str) -> Infeasible:
+    largest = 1 - error.nearest["params"]
     return Infeasible(
         f"ratio {ratio} of {of} weights cannot be reached: with every group at its smallest legal "
         f"size the ratio is {largest:.4f}; ask for less, or align to a smaller multiple",

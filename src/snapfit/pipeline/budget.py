@@ -1,0 +1,84 @@
+"""What a job's options ask to keep, and a planner that can keep it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from snapfit.core.budgets import parse_budgets
+from snapfit.core.latency import Stopwatch
+from snapfit.core.options import Options
+from snapfit.core.planner import Planner
+from snapfit.core.target import Target
+from snapfit.core.workload import DEFAULT_WORKLOAD, Workload
+from snapfit.hardware.registry import resolve_target
+from snapfit.pipeline.job import Job
+
+
+def asked(options: Options) -> dict[str, float]:
+    """Shares of the dense model to keep, by budget: of `--budget`, or of `--ratio`.
+
+    Raises:
+        UsageError: `--budget` is malformed.
+
+    """
+    if options.budget is not None:
+        return parse_budgets(options.budget)
+    return {"params": 1 - options.removed}
+
+
+def target_of(options: Options) -> Target | None:
+    """The target of `--target`, or None.
+
+    Raises:
+        UsageError: nothing is called that.
+
+    """
+    return None if options.target is None else resolve_target(options.target)
+
+
+def planner_of(job: Job) -> Planner:
+    """A planner for the job's space, rules and target; times are asked when first needed.
+
+    Raises:
+        UsageError: the target or the workload is malformed.
+
+    """
+    options = job.options
+    target = target_of(options)
+    watch = None
+    if target is not None and target.timer is not None and job.whole.frame is not None:
+        watch = Stopwatch(
+            whole=job.whole,
+            groups=job.space.groups,
+            timer=target.timer,
+            workload=Workload.parse(options.workload or DEFAULT_WORKLOAD),
+            shards=target.stack.tp,
+        )
+    return Planner(
+        space=job.space,
+        rules=job.rules,
+        watch=watch,
+        of=options.of,
+        itemsize=job.source.dtype.itemsize,
+    )
+
+
+def predicted_latency(planner: Planner, sizes: dict[str, int]) -> dict[str, Any]:
+    """What a plan records of its predicted time; empty where the target has no times.
+
+    'latency.us' and 'latency.dense_us' are of the workload, 'latency.spread' is the relative
+    half-width, 'latency.measured', '.table' and '.model' the shares of the time by source.
+    """
+    watch = planner.watch
+    if watch is None:
+        return {}
+    found, dense = watch.latency(sizes), watch.latency({})
+    return {
+        "latency.device": watch.timer.device,
+        "latency.workload": str(watch.workload),
+        "latency.us": found.microseconds,
+        "latency.dense_us": dense.microseconds,
+        "latency.share": found.microseconds / dense.microseconds,
+        "latency.spread": found.spread,
+        **{f"latency.{source}": share for source, share in found.shares.items()},
+    }

@@ -1,0 +1,78 @@
+"""The front of a job: what every budget would cost, from ordered bases that exist already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from snapfit.core.curve import NATS
+from snapfit.core.errors import SnapfitError, UsageError
+from snapfit.core.options import SCORES
+from snapfit.core.pareto import POINTS, Front, solve_front
+from snapfit.pipeline.budget import asked, planner_of
+from snapfit.pipeline.decide import unaligned_sizes
+from snapfit.pipeline.job import Job
+from snapfit.viz.frontier import check_front_path, write_front
+
+__all__ = ["check_front_path", "front", "save_front"]
+
+
+def front(job: Job, *, points: int = POINTS) -> Front:
+    """Solve the front of loss against parameters, and against latency where the target has times.
+
+    The plans that are marked keep what the options ask: the method's own unaligned sizes, these
+    rounded, GAC, and the curve objective.
+
+    Args:
+        job: with its ordered bases made or found; only those and the curves are read.
+        points: of each front.
+
+    Raises:
+        UsageError: the method's losses are not in nats, so that they cannot be added.
+        SnapfitError: whatever stops an earlier stage.
+
+    """
+    units = {curve.unit for curve in job.curves.values()}
+    if units != {NATS}:
+        raise UsageError(
+            f"--pareto adds losses, and those of {job.options.method} are in {', '.join(units)}; "
+            "use --objective curve or --method kfac, whose losses are in nats"
+        )
+    planner = planner_of(job)
+    shares = asked(job.options)
+    notes = []
+    proxy, scores = _scores(job)
+    if scores is not None and proxy != job.options.score:
+        notes.append(f"GAC is scored by {proxy}: no {job.options.score} was collected")
+    unaligned = None
+    try:
+        unaligned = unaligned_sizes(job, job.curves, planner, shares)
+    except SnapfitError as error:
+        notes.append(str(error))
+    with job.clock("pareto"):
+        return solve_front(
+            planner,
+            job.curves,
+            shares=shares,
+            unaligned=unaligned,
+            scores=scores,
+            points=points,
+            notes=notes,
+        )
+
+
+def save_front(path: Path, job: Job) -> Front:
+    """Solve the front and write it to `path` (.html, .png or .json)."""
+    check_front_path(path)
+    found = front(job)
+    write_front(path, found)
+    return found
+
+
+def _scores(job: Job) -> tuple[str, Mapping[str, float] | None]:
+    """The importance proxy that was asked for or, failing that, one that was collected."""
+    for proxy in (job.options.score, *reversed(SCORES)):
+        name = f"score.{proxy}"
+        if all(name in facts for facts in job.summaries.values()):
+            return proxy, {group: facts[name] for group, facts in job.summaries.items()}
+    return "", None
