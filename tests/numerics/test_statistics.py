@@ -11,14 +11,18 @@ from transformers import AutoModelForCausalLM
 from snapfit.calib import statistic
 from snapfit.calib.collect import collect
 from snapfit.core.errors import SnapfitError, UsageError
-from snapfit.nn.experts import unfuse_experts
-from snapfit.nn.sweep import label_noise, sampled_labels
+from snapfit.nn.experts import UnfusedExperts, unfuse_experts
+from snapfit.nn.labels import label_noise, sampled_labels
 
 SEED = 5
 
 
 def reference(folder, ids_BT, layers_path):
-    """(x, y, g) of every linear layer, a sequence at a time, by autograd on the whole model."""
+    """(x, y, g) of every linear layer, a sequence at a time, by autograd on the whole model.
+
+    Also dL/dw of the loss of the text's own next tokens, summed over all sequences, the router's
+    weights of every expert, added up, and the features of a head of every module that has heads.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     unfuse_experts(model)
     uniform_BT = label_noise(*ids_BT.shape, SEED)
@@ -39,6 +43,20 @@ def reference(folder, ids_BT, layers_path):
 
     for name, module in linears.items():
         module.register_forward_hook(hook(name))
+    routing: dict[str, float] = {}
+
+    def route(name):
+        def record(module, inputs):
+            for index in range(module.num_experts):
+                chosen = inputs[2].detach()[inputs[1] == index].double().sum()
+                expert = f"{name}.{index}"
+                routing[expert] = routing.get(expert, 0.0) + float(chosen)
+
+        return record
+
+    for name, module in model.named_modules():
+        if isinstance(module, UnfusedExperts):
+            module.register_forward_pre_hook(route(name))
     for row, ids_T in enumerate(ids_BT):
         calls.clear()
         logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0]
@@ -50,10 +68,25 @@ def reference(folder, ids_BT, layers_path):
         for (name, x, y), g in zip(calls, gradients, strict=True):
             flat = tuple(t.detach().flatten(0, -2).double() for t in (x, y, g))
             found.setdefault(name, []).append(flat)
-    return found, linears
+    counted = dict(routing)  # without the next pass
+    own = model(input_ids=ids_BT, use_cache=False).logits[:, :-1].flatten(0, 1)
+    loss = nn.functional.cross_entropy(own, ids_BT[:, 1:].flatten(), reduction="sum")
+    weights = [module.weight for module in linears.values()]
+    slopes = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+    facts = {}
+    for (name, module), slope in zip(linears.items(), slopes, strict=True):
+        holder = model.get_submodule(name.rpartition(".")[0])
+        head = getattr(holder, "head_dim", getattr(holder, "head_size", 0))
+        if not head or module.in_features % head:
+            head = module.in_features
+        weight = counted.get(name.rpartition(".")[0], float(ids_BT.numel()))
+        facts[name] = (slope, weight, head)
+    return found, linears, facts
 
 
-def expected(sequences, module, total):
+def expected(sequences, module, total, facts):
+    slope, routed, head = facts
+    worth = (module.weight * slope).detach().double().abs() / total
     empty = (
         torch.zeros(0, module.in_features).double(),
         torch.zeros(0, module.out_features).double(),
@@ -63,7 +96,15 @@ def expected(sequences, module, total):
     x, y, g = (torch.cat(parts) for parts in zip(*sequences, strict=True))
     squares = sum((g_.T @ x_).square() for x_, _, g_ in sequences)
     reached = max(len(x), 1)
+    norms = x.unflatten(-1, (-1, head)).norm(dim=-1).sum(0) / reached
     return {
+        "taylor_rows": worth.sum(1),
+        "taylor_columns": worth.sum(0),
+        "routing": torch.tensor(routed / total),
+        "head_norm": norms if len(x) else torch.zeros(1),
+        "input_mean": x.sum(0) / reached,
+        "input_variance": x.var(0) if len(x) > 1 else torch.zeros(module.in_features),
+        "input_share": torch.tensor(len(x) / total),
         "second_moment": x.T @ x / total,
         "grad_second_moment": g.T @ g / reached,
         "grad_mean_square": g.square().sum(0) / reached,
@@ -83,13 +124,13 @@ def test_statistics_equal_autograd_on_the_whole_model(architecture, tmp_path):
     build(architecture, tmp_path / "model")
     stream = stream_of(tmp_path / "model")
     tokens = tokens_for()
-    found, linears = reference(tmp_path / "model", tokens.ids_BT, stream.layers_path)
+    found, linears, facts = reference(tmp_path / "model", tokens.ids_BT, stream.layers_path)
     stats = collect(stream, tokens, statistic.names(), tmp_path / "stats", revision="r", seed=SEED)
     seen = set()
     for index in range(len(stream)):
         for name, group in stats.layer(index).items():
             seen.add(name)
-            want = expected(found.get(name), linears[name], tokens.used)
+            want = expected(found.get(name), linears[name], tokens.used, facts[name])
             assert set(group) == set(want), name
             for key, tensor in group.items():
                 scale = float(want[key].abs().max()) + 1e-30

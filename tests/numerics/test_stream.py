@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from snapfit.calib.collect import collect
 from snapfit.core.errors import SnapfitError
+from snapfit.nn import labels, sweep
 from snapfit.nn import stream as stream_module
-from snapfit.nn import sweep
 from snapfit.nn.observe import LinearObserver
 from snapfit.nn.stream import micro_batches
 
@@ -252,7 +252,7 @@ def test_sharing_is_by_identity_and_survives_reused_memory():
 
 def test_labels_follow_the_model_distribution():
     logits_TV = torch.tensor([[0.0, 1.0, -1.0, -float("inf")]]).expand(20000, 4)
-    labels_T = sweep.sampled_labels(logits_TV.softmax(-1), sweep.label_noise(1, 20000, seed=0)[0])
+    labels_T = labels.sampled_labels(logits_TV.softmax(-1), labels.label_noise(1, 20000, seed=0)[0])
     shares = torch.bincount(labels_T, minlength=4) / 20000
     torch.testing.assert_close(shares, logits_TV[0].softmax(-1), rtol=0, atol=0.015)
     assert shares[3] == 0

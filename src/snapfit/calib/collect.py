@@ -2,7 +2,9 @@
 
 When all that is needed depends on activations, one forward sweep does it. As soon as one statistic
 needs gradients, all are collected in the backward sweep, which recomputes every activation anyway.
-Either way a layer's statistics are in memory only while that layer is.
+Either way a layer's statistics are in memory only while that layer is. Gradients of sampled labels
+and of the text's own need a backward sweep each: what the first one finds waits in a sub-folder
+and is merged, layer by layer, into what the second one finds.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from snapfit.calib.collector import Collector
-from snapfit.calib.statistic import statistic
-from snapfit.calib.store import Statistics, layer_path, write_layer
+from snapfit.calib.statistic import Statistic, labels_of, statistic
+from snapfit.calib.store import Statistics, layer_path, read_layer, write_layer
 from snapfit.core.errors import SnapfitError
 from snapfit.core.files import read_json, write_json
 from snapfit.nn.sweep import Progress, backward_sweep, forward_sweep, no_progress
@@ -69,30 +71,74 @@ def collect(
         "modules": None if modules is None else sorted(modules),
     }
     _claim(folder, meta)
-    depth = len(stream)
     result = Statistics(
-        folder=folder, layers=depth, tokens=tokens.ids_BT.numel(), needs=frozenset(classes)
+        folder=folder, layers=len(stream), tokens=tokens.used, needs=frozenset(classes)
     )
-    state = folder / "state"
-    if not all(layer_path(folder, index).exists() for index in range(depth)):
-        visitor = _Writer(folder, Collector(classes, modules, tokens.ids_BT.numel()))
-        single = any(kind.single for kind in classes.values())
-        if any(kind.gradients for kind in classes.values()):
-            backward_sweep(
-                stream,
-                tokens.ids_BT,
-                visitor,
-                folder=state,
-                seed=seed,
-                single=single,
-                progress=progress,
-            )
-        else:
-            forward_sweep(
-                stream, tokens.ids_BT, visitor, folder=state, single=single, progress=progress
-            )
-    shutil.rmtree(state, ignore_errors=True)
+    early = folder / "text"
+    if not _complete(folder, len(stream)):
+        first, second = _sweeps(classes)
+        for part, target in ((first, early), (second, folder)):
+            if part and not _complete(target, len(stream), folder):
+                merged = early if first and target == folder else None
+                visitor = _Writer(target, Collector(part, modules, tokens.used), merged)
+                _sweep(stream, tokens, part, visitor, target / "state", seed, progress)
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    shutil.rmtree(early, ignore_errors=True)
     return result
+
+
+def _complete(folder: Path, depth: int, final: Path | None = None) -> bool:
+    """Whether every layer is in `folder`, or in `final`, into which it has been merged then."""
+    places = [folder, *([] if final is None else [final])]
+    return all(any(layer_path(p, index).exists() for p in places) for index in range(depth))
+
+
+_Classes = dict[str, type[Statistic]]
+
+
+def _sweeps(classes: _Classes) -> tuple[_Classes, _Classes]:
+    """What a sweep of its own collects, with the text's labels, or nothing; and all else."""
+    text = {name: kind for name, kind in classes.items() if labels_of(kind) == "text"}
+    rest = {name: kind for name, kind in classes.items() if name not in text}
+    if any(kind.gradients for kind in rest.values()):
+        return text, rest
+    return {}, classes  # one sweep does it
+
+
+def _sweep(
+    stream: LayerStream,
+    tokens: Tokens,
+    classes: _Classes,
+    visitor: _Writer,
+    state: Path,
+    seed: int,
+    progress: Progress,
+) -> None:
+    single = any(kind.single for kind in classes.values())
+    wanted = {labels_of(kind) for kind in classes.values() if kind.gradients}
+    if not wanted:
+        forward_sweep(
+            stream,
+            tokens.ids_BT,
+            visitor,
+            folder=state,
+            mask_BT=tokens.mask_BT,
+            single=single,
+            progress=progress,
+        )
+        return
+    (labels,) = wanted
+    backward_sweep(
+        stream,
+        tokens.ids_BT,
+        visitor,
+        folder=state,
+        seed=seed,
+        labels=labels,
+        mask_BT=tokens.mask_BT,
+        single=single,
+        progress=progress,
+    )
 
 
 def _claim(folder: Path, meta: dict[str, Any]) -> None:
@@ -113,14 +159,23 @@ def _claim(folder: Path, meta: dict[str, Any]) -> None:
 
 
 class _Writer:
-    """A visitor that writes each layer's statistics as soon as they are complete."""
+    """A visitor that writes each layer's statistics as soon as they are complete.
 
-    def __init__(self, folder: Path, collector: Collector) -> None:
+    What an earlier sweep left in `merged` is added to the layer's, and deleted.
+    """
+
+    def __init__(self, folder: Path, collector: Collector, merged: Path | None) -> None:
         self._folder = folder
         self._collector = collector
+        self._merged = merged
         self.layer_started = collector.layer_started
         self.batch = collector.batch
 
     def layer_done(self, index: int) -> None:
         found, header = self._collector.results(index)
+        if self._merged is not None:
+            earlier = read_layer(self._merged, index)
+            found = {name: {**earlier[name], **tensors} for name, tensors in found.items()}
         write_layer(self._folder, index, found, header)
+        if self._merged is not None:
+            layer_path(self._merged, index).unlink()

@@ -72,7 +72,15 @@ class Collector:
                 )
             x_SN, y_SM = call.x.flatten(0, -2), call.y.flatten(0, -2)
             g_SM = None if call.g is None else call.g.flatten(0, -2)
-            sample = Sample(x_SN=x_SN, y_SM=y_SM, g_SM=g_SM)
+            assert call.weight is not None
+            sample = Sample(
+                x_SN=x_SN,
+                y_SM=y_SM,
+                g_SM=g_SM,
+                weight_MN=call.weight,
+                routing_S=call.routing,
+                head=call.head,
+            )
             for accumulator in self._own[name].values():
                 accumulator.update(sample)
             self._tokens[name] += len(x_SN)

@@ -22,17 +22,29 @@ from snapfit.core.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from snapfit.nn.labels import Labels
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """A micro-batch at one linear layer: input, output, and gradient of the summed token loss.
+    """A micro-batch at one linear layer.
 
-    `g_SM` is None in a forward sweep.
+    Attributes:
+        x_SN: input.
+        y_SM: output.
+        g_SM: gradient of the summed token loss at the output; None in a forward sweep.
+        weight_MN: the layer's weight, in memory as long as something refers to it.
+        routing_S: the router's weights, of an expert; None where every token is read.
+        head: features of an attention head, where the inputs are heads; else all inputs.
+
     """
 
     x_SN: Tensor
     y_SM: Tensor
     g_SM: Tensor | None
+    weight_MN: Tensor
+    routing_S: Tensor | None
+    head: int
 
 
 class Statistic(Protocol):
@@ -43,6 +55,8 @@ class Statistic(Protocol):
         shared: depends on the input alone; kept once for modules that read one tensor.
         single: each update must hold exactly one sequence.
 
+    A class whose gradients are those of the text's own next tokens, rather than of labels sampled
+    from the model, has the attribute `labels = "text"`.
     """
 
     gradients: bool
@@ -56,6 +70,11 @@ class Statistic(Protocol):
 
     def result(self, *, total: int) -> dict[str, Tensor]:
         """Final tensors by name; `total` counts all calibration tokens."""
+
+
+def labels_of(kind: type[Statistic]) -> Labels:
+    """Whose labels the gradients of a statistic are about."""
+    return cast("Labels", getattr(kind, "labels", "sampled"))
 
 
 def names() -> list[str]:

@@ -50,14 +50,7 @@ class Statistics:
             CorruptFile: the file is damaged.
 
         """
-        found: dict[str, dict[str, Tensor]] = {}
-        path = layer_path(self.folder, index)
-        with open_tensors(path) as stored:
-            for key in stored.keys():  # noqa: SIM118 - not a mapping
-                module, _, name = key.rpartition("/")
-                found.setdefault(module, {})[name] = stored.get_tensor(key)
-            header = _header(path, stored.metadata())
-        return with_aliases(found, header)
+        return read_layer(self.folder, index)
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
@@ -84,6 +77,23 @@ class Statistics:
         if starved:
             found.append(f"{starved} linear layers saw fewer tokens than they have inputs")
         return tuple(found)
+
+
+def read_layer(folder: Path, index: int) -> dict[str, dict[str, Tensor]]:
+    """What `Statistics.layer` says, of a folder that need not be complete.
+
+    Raises:
+        CorruptFile: the file is damaged.
+
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    path = layer_path(folder, index)
+    with open_tensors(path) as stored:
+        for key in stored.keys():  # noqa: SIM118 - not a mapping
+            module, _, name = key.rpartition("/")
+            found.setdefault(module, {})[name] = stored.get_tensor(key)
+        header = _header(path, stored.metadata())
+    return with_aliases(found, header)
 
 
 def find_statistics(

@@ -28,7 +28,10 @@ def save_windows(path: Path, tokens: Tokens) -> None:
         "seen": tokens.seen,
         "notes": tokens.notes,
     }
-    save_tensors(path, {"ids": tokens.ids_BT}, {"facts": json.dumps(facts)})
+    tensors = {"ids": tokens.ids_BT}
+    if tokens.mask_BT is not None:
+        tensors["mask"] = tokens.mask_BT
+    save_tensors(path, tensors, {"facts": json.dumps(facts)})
 
 
 def read_windows(path: Path) -> Tokens:
@@ -45,12 +48,18 @@ def read_windows(path: Path) -> Tokens:
             ids_BT = stored.get_tensor("ids").clone()
             if ids_BT.ndim != 2 or ids_BT.dtype != torch.int64:
                 raise ValueError(f"ids are {ids_BT.dtype} of {ids_BT.ndim} dimensions")
+            mask_BT = None
+            if "mask" in stored.keys():  # noqa: SIM118 - not a mapping
+                mask_BT = stored.get_tensor("mask").clone()
+                if mask_BT.shape != ids_BT.shape or mask_BT.dtype != torch.bool:
+                    raise ValueError(f"the mask is {mask_BT.dtype} of shape {tuple(mask_BT.shape)}")
             return Tokens(
                 ids_BT=ids_BT,
                 source=str(facts["source"]),
                 requested=int(facts["requested"]),
                 seen=int(facts["seen"]),
                 notes=tuple(facts["notes"]),
+                mask_BT=mask_BT,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptFile(f"{path} holds no calibration tokens ({error}); delete it") from error

@@ -4,7 +4,8 @@ Windows are contiguous pieces of the tokenised text, evenly spread over it, *wit
 beginning-of-sequence token, as in the calibration of GPTQ, SVD-LLM and ASVD: a window stands for
 the middle of a text, where nearly all tokens of real use are. Documents of a source are joined by
 the end-of-sequence token (two line breaks when there is none). Windows that the model generates
-itself do begin with its BOS token, because it needs something to begin with.
+itself do begin with its BOS token, because it needs something to begin with. Whole windows are
+shared out among several sources by weight, and mixed.
 
 Shape suffixes: B windows, T tokens of a window.
 """
@@ -20,7 +21,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from snapfit.calib.mixture import mixing_order, parse_sources, shares
 from snapfit.calib.sources import dataset, jsonl, self_generated, text
+from snapfit.calib.sources.self_generated import Written, is_self
+from snapfit.calib.sources.turns import THINKING
 from snapfit.core.errors import SnapfitError, UsageError
 
 if TYPE_CHECKING:
@@ -42,8 +46,10 @@ class Tokens:
         ids_BT: int64 token ids.
         source: where they come from, as the user said it.
         requested: tokens that were asked for.
-        seen: tokens of the source that were read.
+        seen: tokens of the source that were read; of generated ones, those that count.
         notes: what a reader of the report should know.
+        mask_BT: bool, which tokens count; the others are only read, so that those that count
+            have their context. None where all count.
 
     """
 
@@ -52,11 +58,12 @@ class Tokens:
     requested: int
     seen: int
     notes: tuple[str, ...] = ()
+    mask_BT: Tensor | None = None
 
     @property
     def used(self) -> int:
-        """Tokens in the windows."""
-        return self.ids_BT.numel()
+        """Tokens in the windows that count."""
+        return self.ids_BT.numel() if self.mask_BT is None else int(self.mask_BT.sum())
 
     @property
     def truncated(self) -> int:
@@ -65,9 +72,12 @@ class Tokens:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (16 hex digits) of the windows."""
+        """SHA-256 (16 hex digits) of the windows and their mask."""
         shape = ",".join(map(str, self.ids_BT.shape))
-        return hashlib.sha256(shape.encode() + self.ids_BT.numpy().tobytes()).hexdigest()[:16]
+        sha = hashlib.sha256(shape.encode() + self.ids_BT.numpy().tobytes())
+        if self.mask_BT is not None:
+            sha.update(b"mask" + self.mask_BT.numpy().tobytes())
+        return sha.hexdigest()[:16]
 
 
 def load_tokens(
@@ -79,22 +89,26 @@ def load_tokens(
     count: int,
     context: int,
     seed: int,
+    template: str = "none",
     progress: Progress | None = None,
 ) -> Tokens:
     """Calibration windows from `spec`.
 
     Args:
-        spec: a text file, a .jsonl file, 'self', or a `datasets` NAME[:CONFIG][:SPLIT].
-        tokenizer: of the model; None is allowed for 'self'.
+        spec: a text file, a .jsonl file, 'self', 'self:PROMPTS.jsonl', a `datasets`
+            NAME[:CONFIG][:SPLIT], or several with weights (see `calib.mixture`).
+        tokenizer: of the model; None is allowed for 'self' without a template.
         model_loader: loads the model, for 'self'.
         vocab_size: rows of the model's embedding table.
         count: tokens wanted; rounded to whole windows.
         context: tokens a window.
         seed: of the model's samples.
+        template: 'thinking': 'self' answers through its chat template; only answers count.
         progress: told ('generate', tokens, total) by 'self'.
 
     Raises:
-        UsageError: `count` or `context` is not positive.
+        UsageError: `count` or `context` is not positive, a malformed mixture, or a template
+            without a source that it is for.
         SnapfitError: no such file, too little text, no tokenizer, ids outside the embedding table.
 
     """
@@ -102,18 +116,60 @@ def load_tokens(
         raise UsageError(f"a context of {context} tokens is too short; use 2 or more")
     if count < context:
         raise UsageError(f"{count} calibration tokens are less than one window of {context}")
-    windows = max(1, round(count / context))
-    if spec == self_generated.NAME:
-        ids_BT = self_generated.windows(
-            model_loader, windows=windows, context=context, seed=seed, progress=progress
-        )
-        return Tokens(ids_BT=ids_BT, source=spec, requested=count, seen=ids_BT.numel())
-    if tokenizer is None:
-        raise SnapfitError(
-            f"the model has no tokenizer, so {spec} cannot be read; "
-            f"add tokenizer.json to its folder or use --calib {self_generated.NAME}"
-        )
-    stream = _tokenise(_documents(spec, tokenizer), tokenizer, limit=_limit(spec, count))
+    sources = parse_sources(spec)
+    if template == THINKING and not any(is_self(part.spec) for part in sources):
+        raise UsageError(f"--calib-template {template} is for --calib self, not for {spec}")
+    counts = shares(sources, max(1, round(count / context)))
+    found = []
+    for part, windows in zip(sources, counts, strict=True):
+        if is_self(part.spec):
+            written = self_generated.windows(
+                model_loader,
+                windows=windows,
+                context=context,
+                seed=seed,
+                spec=part.spec,
+                template=template == THINKING,
+                tokenizer=tokenizer,
+                progress=progress,
+            )
+            _check_range(written.ids_BT, part.spec, tokenizer, vocab_size)
+            found.append(_own(written, part.spec, windows * context))
+        elif tokenizer is None:
+            raise SnapfitError(
+                f"the model has no tokenizer, so {part.spec} cannot be read; "
+                f"add tokenizer.json to its folder or use --calib {self_generated.NAME}"
+            )
+        else:
+            found.append(_read(part.spec, tokenizer, vocab_size, windows, context))
+    return found[0] if len(found) == 1 else _mixed(spec, found, count)
+
+
+def _own(written: Written, spec: str, requested: int) -> Tokens:
+    mask_BT, notes = written.mask_BT, written.notes
+    total = written.ids_BT.numel()
+    counted = total if mask_BT is None else int(mask_BT.sum())
+    if counted < total:
+        notes = (*notes, f"{counted} of {total} tokens are the model's answers; only these count")
+    return Tokens(
+        ids_BT=written.ids_BT,
+        source=spec,
+        requested=requested,
+        seen=counted,
+        notes=notes,
+        mask_BT=mask_BT,
+    )
+
+
+def _read(
+    spec: str,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    windows: int,
+    context: int,
+) -> Tokens:
+    limit = _limit(spec, windows * context)
+    stream = _tokenise(_documents(spec, tokenizer), tokenizer, limit=limit)
     if len(stream) < context:
         raise SnapfitError(
             f"{spec} has {len(stream)} tokens, less than one window of {context}; "
@@ -123,13 +179,33 @@ def load_tokens(
     available = min(windows, len(stream) // context)
     notes: tuple[str, ...] = ()
     if available < windows:
-        notes = (f"{spec} has {len(stream)} tokens only, {count} were asked for",)
+        notes = (f"{spec} has {len(stream)} tokens only, {windows * context} were asked for",)
     return Tokens(
         ids_BT=_spread(stream, available, context),
         source=spec,
-        requested=count,
+        requested=windows * context,
         seen=len(stream),
         notes=notes,
+    )
+
+
+def _mixed(spec: str, found: list[Tokens], requested: int) -> Tokens:
+    """The windows of several sources, mixed so that the first ones stand for all."""
+    order = mixing_order(tuple(len(part.ids_BT) for part in found))
+    mask_BT = None
+    if any(part.mask_BT is not None for part in found):
+        masks = [
+            torch.ones_like(part.ids_BT, dtype=torch.bool) if part.mask_BT is None else part.mask_BT
+            for part in found
+        ]
+        mask_BT = torch.stack([masks[source][window] for source, window in order])
+    return Tokens(
+        ids_BT=torch.stack([found[source].ids_BT[window] for source, window in order]),
+        source=spec,
+        requested=requested,
+        seen=sum(part.seen for part in found),
+        notes=tuple(note for part in found for note in part.notes),
+        mask_BT=mask_BT,
     )
 
 
@@ -172,14 +248,14 @@ def _tokenise(
 
 
 def _check_range(
-    stream: Tensor, spec: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+    stream: Tensor, spec: str, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int
 ) -> None:
     low, high = int(stream.min()), int(stream.max())
     if low >= 0 and high < vocab_size:
         return
     outside = high if high >= vocab_size else low
     reason = f"token id {outside} of {spec} is outside the model's {vocab_size} embeddings"
-    if len(tokenizer) > vocab_size:
+    if tokenizer is not None and len(tokenizer) > vocab_size:
         reason += f"; the tokenizer has {len(tokenizer)} entries: it belongs to another model"
     raise SnapfitError(reason)
 

@@ -137,6 +137,16 @@ class LayerStream:
         with self._outer(skip=embedding), self._proxies(replace):
             yield logits
 
+    @torch.no_grad()
+    def final(self, hidden_BTD: Tensor) -> Tensor:
+        """What the head reads, (B, T, D), from the last layer's output: after the final norm."""
+        given_BTD = hidden_BTD.to(self.device)
+        outer = self._outer(skip=self.model.get_input_embeddings(), also=self._head)
+        with outer, self._proxies(lambda _ignored, _index: given_BTD):
+            output = self.model.base_model(inputs_embeds=given_BTD, use_cache=False)
+        final_BTD: Tensor = output.last_hidden_state.cpu()
+        return final_BTD
+
     def call_layer(self, index: int, layer: nn.Module, hidden_bTD: Tensor) -> Tensor:
         """Output (b, T, D) of `layer`, called as the base model calls layer `index`."""
         call = self._calls_for(hidden_bTD)[index]

@@ -1,11 +1,7 @@
 """Forward and backward sweeps over a streamed model that a `kill -9` costs at most one layer.
 
 The backward sweep differentiates the summed token loss with respect to the output of every linear
-layer. Labels are *sampled* from the model's own prediction at every position, the last one too,
-because only then is the mean of g gᵀ the Fisher information (Martens and Grosse, arXiv
-1503.05671, section 5); with the text's own tokens it would be the "empirical Fisher", another
-matrix. One uniform number a position is drawn up front, so that the labels depend on the seed
-alone, not on micro-batches or on how often the job was interrupted.
+layer; the labels are sampled from the model or those of the text (`nn.labels`).
 
 State on disk, all of it float32 so that a resumed sweep is bit-identical:
 
@@ -13,8 +9,7 @@ State on disk, all of it float32 so that a resumed sweep is bit-identical:
                    are used, in a backward one: layers x tokens x width x 4 bytes.
     gradient_<i>   gradient at the input of layer i
 
-Shape suffixes: B sequences, b of a micro-batch, T tokens, t of a chunk, D hidden size, V
-vocabulary.
+Shape suffixes: B sequences, b of a micro-batch, T tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -28,7 +23,8 @@ from torch import Tensor
 
 from snapfit.core.errors import SnapfitError
 from snapfit.core.files import readable_bytes
-from snapfit.nn.observe import LinearObserver, Seen, with_gradients
+from snapfit.nn.labels import Labels, head_gradient
+from snapfit.nn.observe import LinearObserver, Seen, counted, with_gradients
 from snapfit.nn.stream import LayerStream, micro_batches
 from snapfit.nn.tensorfile import open_tensors, save_tensors
 
@@ -39,9 +35,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, total) after each unit of work."""
-
-LOGIT_ELEMENTS = 1 << 23
-"""Logits that are in memory at once, which bounds the head's working memory to some 200 MB."""
 
 
 class Visitor(Protocol):
@@ -67,6 +60,7 @@ def forward_sweep(
     visitor: Visitor | None,
     *,
     folder: Path,
+    mask_BT: Tensor | None = None,
     keep: bool = False,
     single: bool = False,
     progress: Progress = no_progress,
@@ -78,6 +72,7 @@ def forward_sweep(
         ids_BT: token ids.
         visitor: sees every micro-batch; None only propagates.
         folder: of the state; belongs to this sweep alone.
+        mask_BT: which tokens `visitor` sees; all when None.
         keep: leave every layer's input on disk for a backward sweep.
         single: micro-batches of one sequence.
         progress: told ('forward', layers done, layers).
@@ -95,7 +90,7 @@ def forward_sweep(
         hidden_BTD = _load(folder, "hidden", start)
     for index in range(start, len(stream)):
         with stream.layer(index) as layer:
-            observe_layer(stream, index, layer, hidden_BTD, visitor, single=single)
+            observe_layer(stream, index, layer, hidden_BTD, visitor, mask_BT=mask_BT, single=single)
         if visitor is not None:
             visitor.layer_done(index)
         _save(folder, "hidden", index + 1, hidden_BTD)
@@ -112,11 +107,13 @@ def observe_layer(
     hidden_BTD: Tensor,
     visitor: Visitor | None,
     *,
+    mask_BT: Tensor | None = None,
     single: bool = False,
 ) -> None:
     """Replace `hidden_BTD`, in place, by the output of `layer` in the place of layer `index`.
 
-    `visitor` sees every micro-batch; its `layer_done` is left to the caller.
+    `visitor` sees every micro-batch, or what `mask_BT` leaves of it; `layer_done` is up to the
+    caller.
 
     Raises:
         SnapfitError: the output is not finite.
@@ -130,7 +127,7 @@ def observe_layer(
             stream.require_finite(output_bTD, index, "output", layer)
             seen = observer.take()
             if visitor is not None:
-                visitor.batch(index, seen)
+                visitor.batch(index, seen if mask_BT is None else counted(seen, mask_BT[rows]))
             # Last: what was seen may be a view of these very rows.
             hidden_BTD[rows] = output_bTD.cpu()
             del seen, output_bTD
@@ -143,10 +140,12 @@ def backward_sweep(
     *,
     folder: Path,
     seed: int,
+    labels: Labels = "sampled",
+    mask_BT: Tensor | None = None,
     single: bool = False,
     progress: Progress = no_progress,
 ) -> None:
-    """Differentiate the loss of sampled labels, from the head down to the first layer.
+    """Differentiate the loss, from the head down to the first layer.
 
     Runs the forward sweep first if `folder` does not hold its results. Each layer is recomputed
     from its stored input; `visitor` sees inputs, outputs and gradients together.
@@ -157,6 +156,8 @@ def backward_sweep(
         visitor: sees every micro-batch.
         folder: of the state; belongs to this sweep alone. Inputs are deleted as they are used.
         seed: of the sampled labels.
+        labels: sampled from the model's own prediction, or the text's next tokens.
+        mask_BT: tokens whose loss is summed, and which `visitor` sees; all when None.
         single: micro-batches of one sequence.
         progress: told ('forward' | 'head' | 'backward', done, total).
 
@@ -169,7 +170,11 @@ def backward_sweep(
     if top is None:
         forward_sweep(stream, ids_BT, None, folder=folder, keep=True, progress=progress)
         hidden_BTD = _load(folder, "hidden", depth)
-        gradient_BTD = _head_gradient(stream, hidden_BTD, seed=seed, progress=progress)
+        gradient_BTD = head_gradient(
+            stream, hidden_BTD, ids_BT, labels=labels, seed=seed, progress=progress
+        )
+        if mask_BT is not None:
+            gradient_BTD[~mask_BT] = 0
         del hidden_BTD
         top = depth
         _save(folder, "gradient", top, gradient_BTD)
@@ -196,7 +201,8 @@ def backward_sweep(
                     materialize_grads=True,
                 )
                 stream.require_finite(down_bTD, index, "gradient", layer)
-                visitor.batch(index, with_gradients(seen, gradients))
+                seen = with_gradients(seen, gradients)
+                visitor.batch(index, seen if mask_BT is None else counted(seen, mask_BT[rows]))
                 # Last: what was seen may be a view of these very rows.
                 gradient_BTD[rows] = down_bTD.cpu()
                 del output_bTD, seen, gradients
@@ -205,49 +211,6 @@ def backward_sweep(
         _path(folder, "gradient", index + 1).unlink(missing_ok=True)
         _path(folder, "hidden", index).unlink(missing_ok=True)
         progress("backward", depth - index, depth)
-
-
-def sampled_labels(probability_TV: Tensor, uniform_T: Tensor) -> Tensor:
-    """One label (T,) a position from its distribution, by inversion of `uniform_T` in [0, 1)."""
-    cumulative_TV = probability_TV.cumsum(-1)
-    threshold_T1 = (uniform_T.to(cumulative_TV) * cumulative_TV[:, -1])[:, None]
-    labels_T = torch.searchsorted(cumulative_TV, threshold_T1, right=True)[:, 0]
-    return labels_T.clamp_max(probability_TV.shape[-1] - 1)
-
-
-def label_noise(sequences: int, tokens: int, seed: int) -> Tensor:
-    """The uniform numbers (B, T) that decide all sampled labels of a sweep."""
-    return torch.rand(sequences, tokens, generator=torch.Generator().manual_seed(seed))
-
-
-def _head_gradient(
-    stream: LayerStream, hidden_BTD: Tensor, *, seed: int, progress: Progress
-) -> Tensor:
-    """Gradient (B, T, D) of the summed loss at the last layer's output."""
-    sequences, tokens = hidden_BTD.shape[:2]
-    uniform_BT = label_noise(sequences, tokens, seed)
-    gradient_BTD = torch.empty_like(hidden_BTD)
-    vocabulary = int(stream.model.config.get_text_config().vocab_size)
-    step = max(1, LOGIT_ELEMENTS // vocabulary)
-    with stream.head() as head:
-        for row in range(sequences):
-            for start in range(0, tokens, step):
-                part = slice(start, start + step)
-                hidden_tD = hidden_BTD[row, part].to(stream.device).requires_grad_()
-                logits_tV = head(hidden_tD[None])[0].float()
-                # The gradient of the loss at the logits: probabilities minus one at the label.
-                down_tV = logits_tV.detach().softmax(-1)
-                labels_t = sampled_labels(down_tV, uniform_BT[row, part])
-                down_tV[torch.arange(len(labels_t)), labels_t] -= 1
-                (gradient_tD,) = torch.autograd.grad(logits_tV, hidden_tD, down_tV)
-                gradient_BTD[row, part] = gradient_tD.cpu()
-            progress("head", row + 1, sequences)
-    if not torch.isfinite(gradient_BTD).all():
-        raise SnapfitError(
-            "the gradient at the output of the last layer holds NaN or infinity; "
-            "the final norm or the head is broken"
-        )
-    return gradient_BTD
 
 
 def _path(folder: Path, kind: str, index: int) -> Path:

@@ -29,14 +29,25 @@ def documents(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
         CorruptFile: a line is not JSON.
 
     """
+    for where, row in rows(path):
+        yield row_text(row, where, tokenizer)
+
+
+def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) of every line that is not blank.
+
+    Raises:
+        SnapfitError: the file is empty or unreadable.
+        CorruptFile: a line is not a JSON object.
+
+    """
     empty = True
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                empty = False
-                yield row_text(_parse(path, number, line), f"{path}:{number}", tokenizer)
+                if line.strip():
+                    empty = False
+                    yield f"{path}:{number}", _parse(path, number, line)
     except UnicodeDecodeError as error:
         raise CorruptFile(f"{path} is not UTF-8 text ({error.reason})") from error
     except OSError as error:
