@@ -37,10 +37,11 @@ def test_space_covers_every_linear_layer_and_counts_every_parameter(tiny, archit
         for index, layer in enumerate(decoder_layers(real, data))
         for suffix, _ in linear_layers(layer)
     }
-    assert {group.name for group in space.groups} == expected
+    ranks = space.of_kind("rank")
+    assert {group.name for group in ranks.groups} == expected
     assert space.total_params == sum(p.numel() for p in real.parameters())
-    assert space.dense_params == sum(real.get_submodule(n).weight.numel() for n in expected)
-    assert {group.layer for group in space.groups} == set(range(LAYERS))
+    assert ranks.dense_params == sum(real.get_submodule(n).weight.numel() for n in expected)
+    assert {group.layer for group in ranks.groups} == set(range(LAYERS))
     assert space.architecture == architecture
     assert space.revision == source.revision
     assert Space.from_json(json.loads(json.dumps(space.to_json()))) == space
@@ -58,7 +59,7 @@ def test_kv_elements_is_what_the_cache_holds(tiny, architecture):
 @pytest.mark.parametrize("architecture", ALL)
 def test_groups_have_roles_and_sizes(tiny, architecture):
     space = describe(open_model(tiny(architecture)), name=architecture)
-    for group in space.groups:
+    for group in space.of_kind("rank").groups:
         (matrix,) = group.matrices
         assert group.role != "other", group.name
         assert matrix.name == group.name
@@ -110,8 +111,9 @@ def test_shared_inputs_are_really_shared(tiny, architecture):
 def test_segments_cut_all_rows(tiny, architecture):
     source = open_model(tiny(architecture))
     space = describe(source, name="x")
-    rows = {group.name: group.matrices[0].rows for group in space.groups}
-    roles = {group.name: group.role for group in space.groups}
+    ranks = space.of_kind("rank").groups
+    rows = {group.name: group.matrices[0].rows for group in ranks}
+    roles = {group.name: group.role for group in ranks}
     found = segments(source, space, family(source))
     assert set(found) == set(rows)
     for name, parts in found.items():

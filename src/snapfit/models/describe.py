@@ -6,7 +6,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from snapfit.core.errors import SnapfitError
-from snapfit.core.space import Group, Matrix, Space
+from snapfit.core.space import Frame, Group, Matrix, Space
+from snapfit.models.couplings import (
+    depth_group,
+    expert_groups,
+    experts_per_token,
+    kv_head_groups,
+    width_groups,
+)
 from snapfit.models.families import FAMILIES, Family, Segment, head_size, row_segments
 from snapfit.models.inspection import inspect_family, linear_layers
 from snapfit.models.source import ModelSource, empty_model, open_model
@@ -41,10 +48,12 @@ def family(source: ModelSource, model: PreTrainedModel | None = None) -> Family:
 
 
 def describe(source: ModelSource, *, name: str, model: PreTrainedModel | None = None) -> Space:
-    """One rank group for every linear layer of every decoder layer.
+    """Groups of every kind: ranks, then MLP widths, key-value heads, experts, and one of layers.
 
-    Embeddings, the output layer, routers of experts, and matrices too small to have a break-even
-    rank are not in it.
+    There is one rank group for every linear layer of every decoder layer. Embeddings, the output
+    layer, routers of experts, and matrices too small to have a break-even rank are not in any.
+    Groups of different kinds cover the same weights, so only a space that a method has restricted
+    has meaningful totals.
 
     Args:
         source: the opened checkpoint.
@@ -57,28 +66,39 @@ def describe(source: ModelSource, *, name: str, model: PreTrainedModel | None = 
     """
     model = empty_model(source) if model is None else model
     data = family(source, model)
-    groups = tuple(
+    layers = list(enumerate(decoder_layers(model, data)))
+    ranks = tuple(
         group
-        for index, layer in enumerate(decoder_layers(model, data))
+        for index, layer in layers
         for suffix, module in linear_layers(layer)
         if (group := _group(data, index, suffix, module)).break_even >= 1 and group.role != "router"
     )
-    _require_unshared(model, groups)
-    if not groups:
+    _require_unshared(model, ranks)
+    if not ranks:
         raise SnapfitError(f"{name} has no linear layer that is large enough to be compressed")
+    config = source.config
+    groups = (
+        *ranks,
+        *(group for index, layer in layers for group in width_groups(data, index, layer)),
+        *(group for index, layer in layers for group in kv_head_groups(data, index, layer)),
+        *(group for index, layer in layers for group in expert_groups(data, config, index, layer)),
+        depth_group(data, [layer for _, layer in layers]),
+    )
     return Space(
         model=name,
         revision=source.revision,
         architecture=source.architecture,
         groups=groups,
         total_params=sum(parameter.numel() for parameter in model.parameters()),
-        kv_elements=_kv_elements(source, data, groups),
+        kv_elements=_kv_elements(source, data, ranks),
+        frame=_frame(source, model, data, groups),
     )
 
 
 def segments(source: ModelSource, space: Space, data: Family) -> dict[str, tuple[Segment, ...]]:
-    """Row segments of every group's module, by module name (see `row_segments`)."""
-    return {group.name: _segments_of(source, data, group) for group in space.groups}
+    """Row segments of every linear layer, by module name (see `row_segments`)."""
+    ranks = space.of_kind("rank").groups
+    return {group.name: _segments_of(source, data, group) for group in ranks}
 
 
 def decoder_layers(model: nn.Module, data: Family) -> list[nn.Module]:
@@ -96,6 +116,29 @@ def _group(data: Family, index: int, suffix: str, module: nn.Linear) -> Group:
         full=min(rows, cols),
         role=data.role(suffix),
         layer=index,
+    )
+
+
+def _frame(
+    source: ModelSource, model: PreTrainedModel, data: Family, groups: tuple[Group, ...]
+) -> Frame:
+    text = source.config.get_text_config()
+    layers = decoder_layers(model, data)
+    heads = int(getattr(text, "num_attention_heads", 0) or 0)
+    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    weight = getattr(head, "weight", None)
+    routed = any(group.kind == "experts" for group in groups)
+    return Frame(
+        hidden=int(text.hidden_size),
+        vocab=int(text.vocab_size if weight is None else weight.shape[0]),
+        layers=len(layers),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_size(source.config),
+        norms=sum("norm" in type(child).__name__.lower() for child in layers[0].children()),
+        tied=weight is not None and weight is embedding.weight,
+        experts_per_token=experts_per_token(source.config) if routed else 0,
     )
 
 

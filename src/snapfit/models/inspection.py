@@ -9,20 +9,7 @@ from transformers import PreTrainedModel
 
 from snapfit.core.errors import SnapfitError
 from snapfit.models.families import Family, Fusion, pattern
-
-ROLES = {
-    **dict.fromkeys(("q_proj", "query", "wq", "q_lin"), "q"),
-    **dict.fromkeys(("k_proj", "key", "wk", "k_lin"), "k"),
-    **dict.fromkeys(("v_proj", "value", "wv", "v_lin"), "v"),
-    **dict.fromkeys(("o_proj", "out_proj", "wo", "out_lin"), "o"),
-    **dict.fromkeys(("qkv_proj", "query_key_value", "Wqkv", "qkv", "c_attn"), "qkv"),
-    **dict.fromkeys(("gate_proj", "gate"), "gate"),
-    **dict.fromkeys(("up_proj", "up", "fc1", "fc_in", "c_fc", "dense_h_to_4h"), "up"),
-    **dict.fromkeys(("down_proj", "down", "fc2", "fc_out", "dense_4h_to_h"), "down"),
-    "gate_up_proj": "gate_up",
-    "router": "router",
-}
-"""Role by the last part of a module's name; any other name is 'other'."""
+from snapfit.models.roles import ROLES
 
 
 def linear_layers(layer: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

@@ -65,10 +65,7 @@ def open_model(path: str | Path, *, trust_remote_code: bool = False) -> ModelSou
 
     """
     folder = _resolve(path, trust_remote_code=trust_remote_code)
-    raw = _read_config(folder)
-    _check_not_quantised(folder, raw)
-    config = _load_config(folder, raw, trust_remote_code=trust_remote_code)
-    _check_causal(folder, config, raw)
+    config = open_config(folder, trust_remote_code=trust_remote_code)
     shards = find_shards(folder)
     stored = shards.main_dtype()
     if stored not in DTYPES:
@@ -85,6 +82,21 @@ def open_model(path: str | Path, *, trust_remote_code: bool = False) -> ModelSou
         shards=shards,
         trust_remote_code=trust_remote_code,
     )
+
+
+def open_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a causal language model that is not quantised.
+
+    Raises:
+        SnapfitError: it is something else, or unknown to transformers.
+        CorruptFile: `config.json` is not valid.
+
+    """
+    raw = _read_config(folder)
+    _check_not_quantised(folder, raw)
+    config = _load_config(folder, raw, trust_remote_code=trust_remote_code)
+    _check_causal(folder, config, raw)
+    return config
 
 
 def empty_model(source: ModelSource) -> PreTrainedModel:

@@ -31,7 +31,7 @@ def info(path: str | Path, *, trust_remote_code: bool = False) -> dict[str, Any]
         if isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD:
             return _compressed_facts(file, config)
     source = open_model(path, trust_remote_code=trust_remote_code)
-    space = describe(source, name=str(path))
+    space = describe(source, name=str(path)).of_kind("rank")
     return {
         "kind": "model",
         "architecture": source.architecture,
@@ -65,9 +65,10 @@ def _plan_facts(plan: Plan) -> dict[str, Any]:
 
 
 def _compressed_facts(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    layouts, _ = read_format(config["quantization_config"])
-    if not layouts:
-        raise SnapfitError(f"{folder} says that snapfit made it but lists no factored module")
+    structure = read_format(config["quantization_config"])
+    layouts = {name: part for name, part in structure.modules.items() if part.ranks}
+    if not structure.changed and not structure.layers:
+        raise SnapfitError(f"{folder} says that snapfit made it but lists no changed module")
     report = folder / "report.json"
     found = read_json(report) if report.is_file() else {}
     return {
