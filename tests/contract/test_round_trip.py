@@ -13,11 +13,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import snapfit
-from snapfit.checkpoint.save import save_factored
+from snapfit.checkpoint.blueprint import Blueprint
+from snapfit.checkpoint.formats import save
 from snapfit.core.layout import Block, Layouts, ModuleLayout
+from snapfit.core.structure import Structure
 from snapfit.models.source import empty_model, open_model
 from snapfit.models.weights import open_weights
-from snapfit.nn.surgery import FactoredLinear, factor_modules
+from snapfit.nn.factored import FactoredLinear
+from snapfit.nn.surgery import factor_modules
 
 ALL = (*ARCHITECTURES, "stablelm", "opt", "olmoe")
 HEADS = ("lm_head", "embed_out")
@@ -89,12 +92,12 @@ def compressed(
 
     target = folder / "small"
     target.mkdir()
-    save_factored(
+    save(
         target,
         source=source,
         model=empty_model(source),
         reader=reader,
-        layouts=layouts,
+        blueprint=Blueprint(structure=Structure(modules=layouts)),
         factors=factors(),
         **options,
     )

@@ -17,14 +17,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 import snapfit
+from snapfit.checkpoint.blueprint import Blueprint
+from snapfit.checkpoint.formats import save
 from snapfit.checkpoint.load import load, load_tokenizer
-from snapfit.checkpoint.save import MAX_SHARD_SIZE, carry_files, check_saveable, save_factored
+from snapfit.checkpoint.save import MAX_SHARD_SIZE, carry_files, check_saveable
 from snapfit.checkpoint.writer import Written
 from snapfit.core.errors import CorruptFile, SnapfitError
 from snapfit.core.layout import Block, ModuleLayout
+from snapfit.core.structure import Structure
 from snapfit.models.source import ModelSource, empty_model, open_model
 from snapfit.models.weights import open_weights
-from snapfit.nn.surgery import FactoredLinear
+from snapfit.nn.factored import FactoredLinear
 
 Q = "model.layers.0.self_attn.q_proj"
 IDS = torch.arange(4, 16)[None]
@@ -73,12 +76,12 @@ def write(
     source = open_model(base)
     layouts = chosen(source, suffix)
     folder.mkdir()
-    return save_factored(
+    return save(
         folder,
         source=source,
         model=empty_model(source),
         reader=open_weights(source),
-        layouts=layouts,
+        blueprint=Blueprint(structure=Structure(modules=layouts)),
         factors=random_factors(layouts),
         max_shard_size=max_shard_size,
     )
@@ -197,13 +200,14 @@ def test_bad_factors_are_refused(
     tmp_path: Path, wrong: tuple[str, torch.Tensor] | None, message: str
 ) -> None:
     source = open_model(dense(tmp_path / "dense"))
+    layout = ModuleLayout(inputs=16, blocks=(Block(rows=16, rank=5),))
     with pytest.raises(SnapfitError, match=message):
-        save_factored(
+        save(
             tmp_path,
             source=source,
             model=empty_model(source),
             reader=open_weights(source),
-            layouts={Q: ModuleLayout(inputs=16, blocks=(Block(rows=16, rank=5),))},
+            blueprint=Blueprint(structure=Structure(modules={Q: layout})),
             factors=[wrong] if wrong else [],
         )
 
@@ -346,7 +350,11 @@ DOORS = pytest.mark.parametrize("door", [snapfit.load, by_transformers])
         (Q, {"in": 16, "out": 16, "rank": "5"}, "'rank' must be a positive integer"),
         (Q, {"in": 16, "out": 16, "rank": True}, "'rank' must be a positive integer"),
         (Q, {"in": 1 << 40, "out": 16, "rank": 5}, "'in' must be a positive integer"),
-        (Q, {"in": 8, "out": 16, "rank": 5}, "is 16 x 16"),
+        (Q, {"in": 32, "out": 16, "rank": 5}, "is 16 x 16"),
+        (Q, {"in": 8, "out": 16, "rank": 5}, "is \\[5, 16\\] in the weight files"),
+        (Q, {"in": 16, "out": 16, "rank": 5, "bias": 1}, "'bias' must be true or false"),
+        (Q, {"in": 16, "out": 16, "rank": 5, "bias": True}, f"lacks {Q}.b.bias"),
+        (Q, {"in": 16, "out": 16, "rank": 5, "code": "x"}, "unknown entry 'code'"),
         (Q, {"in": 16, "out": 16, "rank": 4}, "is \\[5, 16\\] in the weight files"),
         (Q, {"in": 16, "out": 16, "rank": None}, "is \\[0\\] in the weight files"),
         (Q, {"in": 16, "out": 16, "blocks": []}, "'blocks' must be a non-empty list"),
@@ -443,7 +451,7 @@ def test_missing_folders_and_files_are_named(small: Path, tmp_path: Path) -> Non
     with pytest.raises(SnapfitError, match="cannot load"):
         load(small)
     (small / "config.json").write_text("{")
-    with pytest.raises(SnapfitError, match="cannot load"):
+    with pytest.raises(SnapfitError, match="is not readable JSON"):
         load(small)
     (small / "config.json").unlink()
     with pytest.raises(SnapfitError, match=r"no config\.json"):

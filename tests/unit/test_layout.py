@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from helpers import rank_group, small_space
 from hypothesis import given
 from hypothesis import strategies as st
 
 from snapfit.core.errors import CorruptFile
-from snapfit.core.layout import MAX_DIMENSION, Block, ModuleLayout, plan_layouts
-from snapfit.core.space import Group, Matrix
+from snapfit.core.layout import MAX_DIMENSION, Block, ModuleLayout
 
 blocks = st.builds(
     lambda rows, rank: Block(rows=rows, rank=rank),
@@ -20,9 +18,9 @@ blocks = st.builds(
 )
 
 
-@given(st.integers(8, 64), st.lists(blocks, min_size=1, max_size=4))
-def test_json_round_trip(inputs: int, parts: list[Block]) -> None:
-    layout = ModuleLayout(inputs=inputs, blocks=tuple(parts))
+@given(st.integers(8, 64), st.lists(blocks, min_size=1, max_size=4), st.booleans())
+def test_json_round_trip(inputs: int, parts: list[Block], bias: bool) -> None:
+    layout = ModuleLayout(inputs=inputs, blocks=tuple(parts), bias=bias)
     assert ModuleLayout.from_json("m", layout.to_json()) == layout
     assert layout.outputs == sum(part.rows for part in parts)
 
@@ -47,6 +45,8 @@ def test_params_of_pairs_and_dense_blocks() -> None:
         ({"in": 4, "out": 4, "blocks": [3]}, "a block must be a table"),
         ({"in": 4, "out": 4, "blocks": [{"rows": 3, "rank": 1}]}, "blocks have 3 rows"),
         ({"in": 4, "out": 4, "blocks": [{"rank": 1}]}, "'rows' must be"),
+        ({"in": 4, "out": 4, "rank": 2, "bias": "yes"}, "'bias' must be true or false"),
+        ({"in": 4, "out": 4, "rank": 2, "scale": 3}, "unknown entry 'scale'"),
     ],
 )
 def test_malformed_layouts_are_refused(data: Any, message: str) -> None:
@@ -54,24 +54,6 @@ def test_malformed_layouts_are_refused(data: Any, message: str) -> None:
         ModuleLayout.from_json("m", data)
 
 
-def test_plan_layouts_lists_factored_modules_only() -> None:
-    space = small_space(1)
-    sizes = {"model.layers.0.q_proj": 8, "model.layers.0.up_proj": 48}
-    layouts = plan_layouts(space, space.groups, sizes)
-    assert layouts == {
-        "model.layers.0.q_proj": ModuleLayout(inputs=48, blocks=(Block(rows=48, rank=8),))
-    }
-
-
-def test_plan_layouts_fill_the_rows_between_blocks() -> None:
-    space = small_space(1)
-    name = "model.layers.0.up_proj"
-    part = Matrix(name=name, axis="rank", rows=32, cols=48, start=16)
-    group = Group(name=f"{name}#v:16-48", kind="rank", matrices=(part,), full=32, role="v", layer=0)
-    layout = plan_layouts(space, [group], {group.name: 4})[name]
-    assert layout.blocks == (
-        Block(rows=16, rank=None),
-        Block(rows=32, rank=4),
-        Block(rows=48, rank=None),
-    )
-    assert rank_group(name, 96, 48).dense_params == layout.outputs * layout.inputs
+def test_the_dense_layout_has_the_same_outer_shape() -> None:
+    layout = ModuleLayout(inputs=10, blocks=(Block(rows=4, rank=2), Block(rows=6, rank=None)))
+    assert layout.dense() == ModuleLayout(inputs=10, blocks=(Block(rows=10, rank=None),))

@@ -11,8 +11,8 @@ from typing import Any
 
 import jinja2
 
-from snapfit.core.files import read_json
 from snapfit.core.plan import Plan
+from snapfit.core.structure import Structure
 
 CARD = "README.md"
 TEMPLATE = "card.md"
@@ -32,22 +32,47 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]*[\w-]")
 _SAFE = re.compile(r"[^\w .,:+/()-]")
 
 
-def write_card(folder: Path, *, name: str, plan: Plan, report: Mapping[str, Any]) -> None:
-    """Write `README.md` into a folder that `save_factored` filled; see `model_card`."""
-    config = read_json(folder / "config.json")
-    changed = len(config["quantization_config"]["modules"])
-    text = model_card(name, plan=plan, report=report, changed=changed)
+FORMATS = {
+    "factored": "It loads in transformers and vLLM where snapfit is installed",
+    "standalone": "It carries the code that loads it",
+    "stock": "It is a plain transformers checkpoint",
+    "folded": "The factors are multiplied back, so they make it neither smaller nor faster: a "
+    "plain transformers checkpoint to measure quality with",
+    "decilm": "It is in the format of NVIDIA's DeciLM models, which vLLM reads natively",
+}
+"""What each format means to whoever loads it, without the full stop."""
+
+
+def write_card(
+    folder: Path,
+    *,
+    name: str,
+    plan: Plan,
+    report: Mapping[str, Any],
+    structure: Structure,
+    format_name: str = "factored",
+) -> None:
+    """Write `README.md` into a folder that holds a checkpoint; see `model_card`."""
+    text = model_card(name, plan=plan, report=report, structure=structure, format_name=format_name)
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
-def model_card(name: str, *, plan: Plan, report: Mapping[str, Any], changed: int) -> str:
+def model_card(
+    name: str,
+    *,
+    plan: Plan,
+    report: Mapping[str, Any],
+    structure: Structure,
+    format_name: str = "factored",
+) -> str:
     """Markdown with the front matter that the Hugging Face hub reads.
 
     Args:
         name: of the compressed model, normally its folder's.
         plan: what was decided.
         report: the content of `report.json`; figures it lacks are left out.
-        changed: modules that are factored.
+        structure: of the compressed model.
+        format_name: one of `core.formats.Format`.
 
     """
     on_hub = _HUB_NAME.fullmatch(plan.model) is not None and not Path(plan.model).exists()
@@ -63,7 +88,10 @@ def model_card(name: str, *, plan: Plan, report: Mapping[str, Any], changed: int
     )
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         base=_plain(base),
-        changed=changed,
+        changes=_changes(structure),
+        format=format_name,
+        format_text=FORMATS[format_name],
+        low_rank=structure.ranks,
         base_model=json.dumps(base) if on_hub else None,
         figures=list(_figures(report)),
         method=plan.method,
@@ -75,6 +103,20 @@ def model_card(name: str, *, plan: Plan, report: Mapping[str, Any], changed: int
         title=_plain(name),
         version=_plain(plan.version),
     )
+
+
+def _changes(structure: Structure) -> str:
+    """What was done to the model, as the end of a sentence."""
+    factored = sum(1 for layout in structure.modules.values() if layout.ranks)
+    narrowed = len(structure.modules) - factored
+    parts = {
+        "linear layers are replaced by pairs of low-rank factors": factored,
+        "linear layers are narrowed": narrowed,
+        "layers have lost their attention or MLP": len(structure.absent),
+        "layers are left": len(structure.layers),
+        "mixtures are left with fewer experts": len(structure.experts),
+    }
+    return "; ".join(f"{count} {what}" for what, count in parts.items() if count) or "nothing"
 
 
 def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

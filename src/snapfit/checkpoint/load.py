@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from snapfit.checkpoint.plugin import register
+from snapfit.checkpoint.standalone import KEY
 from snapfit.core.errors import CorruptFile, SnapfitError
+from snapfit.core.files import read_json
 
 SHOWN = 3
 """Names listed in a message before 'and N more'."""
@@ -41,6 +44,7 @@ def load(
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=_described(folder),
             dtype=dtype or "auto",
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
@@ -96,6 +100,22 @@ def _folder(path: str | Path) -> Path:
     if not (folder / "config.json").is_file():
         raise SnapfitError(f"{folder} has no config.json, so it is no model folder")
     return folder
+
+
+def _described(folder: Path) -> PreTrainedConfig | None:
+    """The configuration of a 'standalone' checkpoint as a factored one's; None for all others.
+
+    The two describe the same model, so the code that lies in the folder need not run.
+    """
+    raw = read_json(folder / "config.json")
+    if not isinstance(raw, dict) or KEY not in raw:
+        return None
+    if not isinstance(raw[KEY], dict) or raw.get("model_type") not in CONFIG_MAPPING:
+        raise CorruptFile(f"{folder / 'config.json'} has a malformed entry {KEY!r}; copy it again")
+    raw["quantization_config"] = raw.pop(KEY)
+    raw.pop("auto_map", None)
+    config: PreTrainedConfig = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
+    return config
 
 
 def _check_complete(folder: Path, info: dict[str, Any], *, ours: bool) -> None:

@@ -10,7 +10,6 @@ nothing of transformers at run time beyond `transformers.quantizers.auto` and wh
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +23,13 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from snapfit.checkpoint.format import FUSED_KEYS, METHOD, guard_keys, read_format
+from snapfit.checkpoint.format import METHOD, guard_keys, read_format
 from snapfit.core.errors import CorruptFile
-from snapfit.core.layout import Layouts
-from snapfit.nn.experts import UnfusedExperts, unfuse_experts
-from snapfit.nn.surgery import FactoredLinear, factor_modules
+from snapfit.core.structure import ENTRIES, Structure
+from snapfit.nn.experts import ignore_guards, unfuse_experts
+from snapfit.nn.factored import FactoredLinear
+from snapfit.nn.parts import AbsentPart
+from snapfit.nn.surgery import reshape
 from snapfit.nn.tensorfile import open_tensors
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class SnapfitConfig(QuantizationConfigMixin):
     def __init__(self, **data: Any) -> None:
         read_format(data)
         self.quant_method = METHOD  # type: ignore[assignment]
-        for name in ("version", "modules", "experts"):
+        for name in ("version", *ENTRIES):
             if name in data:
                 setattr(self, name, data[name])
 
@@ -62,14 +63,14 @@ class SnapfitQuantizer(HfQuantizer):
         checkpoint_files: Sequence[str] | None = None,
         **_: Any,
     ) -> PreTrainedModel:
-        named, unfused = read_format(self.quantization_config.to_dict())
-        layouts = {_local_name(model, name): layout for name, layout in named.items()}
-        if unfused:
+        structure = _local(model, read_format(self.quantization_config.to_dict()))
+        _check_depth(model, structure)
+        if structure.unfused:
             unfuse_experts(model)
-            _ignore_guards(model)
-        _refuse_tied(model, layouts)
-        factor_modules(model, layouts)
-        _check_stored(model, layouts, checkpoint_files or ())
+            ignore_guards(model)
+        _refuse_tied(model, structure)
+        reshape(model, structure)
+        _check_stored(model, structure, checkpoint_files or ())
         # transformers does not compare shapes when there is a quantizer, so we do, afterwards.
         self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         return model
@@ -83,6 +84,8 @@ class SnapfitQuantizer(HfQuantizer):
         for module in model.modules():
             if isinstance(module, FactoredLinear):
                 module.weight.requires_grad_(False)
+            elif isinstance(module, AbsentPart):
+                module.requires_grad_(False)
             if (config := getattr(module, "config", None)) is not None:
                 config.__dict__.pop("_is_quantized", None)
         # Quantised models refuse half(), float() and full fine-tuning; this one is not quantised.
@@ -118,38 +121,38 @@ def register() -> None:
         register_quantizer(METHOD)(SnapfitQuantizer)
 
 
-def _local_name(model: PreTrainedModel, name: str) -> str:
-    """`name` in this model: a bare decoder (`AutoModel`) lacks the prefix of the whole model."""
+def _local(model: PreTrainedModel, structure: Structure) -> Structure:
+    """`structure` by this model's names: a bare decoder (`AutoModel`) lacks the prefix."""
     prefix = model.base_model_prefix
     if prefix and not hasattr(model, prefix):
-        return name.removeprefix(f"{prefix}.")
-    return name
+        return structure.without_prefix(f"{prefix}.")
+    return structure
 
 
-def _ignore_guards(model: PreTrainedModel) -> None:
-    """Do not report the guard keys of unfused experts as unexpected."""
-    patterns = {
-        rf"{re.escape(name)}\.({'|'.join(FUSED_KEYS)})$"
-        for name, module in model.named_modules()
-        if isinstance(module, UnfusedExperts)
-    }
-    known = model._keys_to_ignore_on_load_unexpected or ()
-    model._keys_to_ignore_on_load_unexpected = {*known, *patterns}
+def _check_depth(model: PreTrainedModel, structure: Structure) -> None:
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if structure.layers and len(structure.layers) != count:
+        raise CorruptFile(
+            f"quantization_config lists {len(structure.layers)} layers, num_hidden_layers is "
+            f"{count}; config.json was edited"
+        )
 
 
-def _refuse_tied(model: PreTrainedModel, layouts: Layouts) -> None:
+def _refuse_tied(model: PreTrainedModel, structure: Structure) -> None:
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     shared = {*tied, *tied.values()}
-    for name in layouts:
+    for name in structure.modules:
         if f"{name}.weight" in shared:
-            raise CorruptFile(f"{name} is tied to another weight, so it cannot be a factor pair")
+            raise CorruptFile(f"{name} is tied to another weight, so it cannot be changed alone")
+    for name in shared.intersection(structure.vectors):
+        raise CorruptFile(f"{name} is tied to another weight, so it cannot be changed alone")
 
 
-def _check_stored(model: nn.Module, layouts: Layouts, files: Sequence[str]) -> None:
-    """Every factor must be on disk in the right shape: transformers only warns where one is not.
+def _check_stored(model: nn.Module, structure: Structure, files: Sequence[str]) -> None:
+    """What is changed must be on disk in the right shape: transformers only warns where it is not.
 
     Raises:
-        CorruptFile: a file is unreadable, or a factor is missing or misshapen.
+        CorruptFile: a file is unreadable, or a tensor is missing or misshapen.
 
     """
     stored: dict[str, tuple[int, ...]] = {}
@@ -162,7 +165,7 @@ def _check_stored(model: nn.Module, layouts: Layouts, files: Sequence[str]) -> N
     if not stored:
         return
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    for name in layouts:
+    for name in (*structure.modules, *structure.absent):
         for leaf, tensor in model.get_submodule(name).state_dict().items():
             key = f"{name}.{leaf}"
             names = (key, prefix + key, key.removeprefix(prefix))

@@ -1,28 +1,24 @@
-"""Write a factored checkpoint from its source, never holding more than one tensor of it.
-
-Shape suffixes: M output features, N input features.
-"""
+"""Write a compressed checkpoint from its source, never holding more than a few tensors of it."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from snapfit.checkpoint.format import describe_format, guard_keys
+from snapfit.checkpoint.blueprint import Blueprint, TensorMaker
 from snapfit.checkpoint.writer import ShardWriter, Written
 from snapfit.core.errors import SnapfitError
-from snapfit.core.files import read_json, write_json
-from snapfit.core.layout import Layouts, ModuleLayout
-from snapfit.nn.experts import UnfusedExperts
+from snapfit.core.files import write_json
+from snapfit.nn.factored import FactoredLinear
+from snapfit.nn.parts import AbsentPart
 from snapfit.nn.reader import WeightReader
-from snapfit.nn.surgery import FactoredLinear
 
 MAX_SHARD_SIZE = 5_000_000_000
 """Bytes of tensors in a weight file, as transformers' own default in spirit."""
@@ -36,6 +32,8 @@ CARRIED = (
 )  # fmt: skip
 """Files that go along; code and pickles never do."""
 
+Named = tuple[str, Tensor]
+
 
 class Source(Protocol):
     """The part of `models.ModelSource` that saving needs."""
@@ -48,15 +46,42 @@ class Source(Protocol):
     def dtype(self) -> torch.dtype:
         """What most of its weights are stored in; the factors are stored in it."""
 
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Its configuration."""
 
-def save_factored(
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a format makes of a blueprint.
+
+    Attributes:
+        model: on the meta device, in the shapes of the checkpoint: its state is what is written.
+        blueprint: of `model`.
+        config: the content of config.json.
+        extra: tensors that are written beside the model's.
+        skipped: names of `model`'s state that are not written.
+        files: other files: {name: text}.
+        to_disk: renames tensors from the names of `model` to those on disk.
+
+    """
+
+    model: PreTrainedModel
+    blueprint: Blueprint
+    config: Mapping[str, Any]
+    extra: Mapping[str, Tensor]
+    skipped: frozenset[str] = frozenset()
+    files: Mapping[str, str]
+    to_disk: Callable[[Iterator[Named]], Iterator[Named]]
+
+
+def write_checkpoint(
     folder: Path,
     *,
     source: Source,
-    model: PreTrainedModel,
     reader: WeightReader,
-    layouts: Layouts,
-    factors: Iterable[tuple[str, Tensor]],
+    target: Target,
+    factors: Iterable[Named],
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> Written:
     """Write weights, configuration, tokenizer and generation settings into `folder`.
@@ -64,39 +89,30 @@ def save_factored(
     Args:
         folder: exists; the caller makes it appear whole (`core.files.atomic_directory`).
         source: where configuration and tokenizer come from.
-        model: the source's empty model, experts unfused, nothing factored; not changed.
-        reader: the source's weights, by the names of `model`.
-        layouts: the modules to factor; all others are copied bit by bit.
-        factors: (name, tensor) as in `FactoredLinear.state_dict`, in any order, at least
-            '<module>.a.weight' and every factored block's '<module>.b.weight' or
-            '<module>.b.<i>.weight'. What does not come (biases, dense blocks) is cut from the
-            source.
+        reader: the source's weights, by the names of its model with unfused experts.
+        target: what to write.
+        factors: see `checkpoint.formats.save`.
         max_shard_size: bytes a weight file.
 
     Raises:
         SnapfitError: a tensor is missing, has the wrong shape, or is not finite in the
-            checkpoint's dtype; the model's own code would have to be carried.
+            checkpoint's dtype.
 
     """
-    check_saveable(model)
-    layouts = {name: layout for name, layout in layouts.items() if layout.ranks}
-    modules = {name: _factored(model, name, layout) for name, layout in layouts.items()}
-    plain = _plain_names(model, modules)
-    expected = {f"{n}.{leaf}": t for n, m in modules.items() for leaf, t in m.state_dict().items()}
-    guards = guard_keys(model, source.dtype)
-    with ShardWriter(folder, [*expected, *plain, *guards], max_shard_size) as writer:
-        for name, tensor in chain(factors, _rest(modules, reader, expected)):
-            if name not in expected:
-                raise SnapfitError(f"{name} is a tensor that the plan has no place for")
-            writer.add(name, _checked(name, tensor.to(source.dtype), expected.pop(name)))
-        if expected:
-            raise SnapfitError(f"no factor came for {next(iter(expected))}; delete the work folder")
-        for name in plain:
-            writer.add(name, reader.get(name))
-        for name, tensor in guards.items():
+    expected = _expected(target)
+    maker = TensorMaker(reader, target.blueprint, source.dtype)
+    made = _made(target, expected, maker, factors, source.dtype)
+    # Names on disk may differ from those in memory; they are never more or much longer.
+    room = [f"{name}{' ' * 64}" for name in (*expected, *target.extra)]
+    with ShardWriter(folder, room, max_shard_size) as writer:
+        for name, tensor in target.to_disk(made):
+            writer.add(name, tensor)
+        for name, tensor in target.extra.items():
             writer.add(name, tensor)
         written = writer.finish()
-    write_json(folder / "config.json", _config(source, model, layouts))
+    write_json(folder / "config.json", dict(target.config))
+    for name, text in target.files.items():
+        (folder / name).write_text(text, encoding="utf-8")
     carry_files(source.path, folder)
     return written
 
@@ -126,36 +142,55 @@ def carry_files(source: Path, folder: Path) -> None:
         shutil.copyfile(template, target)
 
 
-def _factored(model: nn.Module, name: str, layout: ModuleLayout) -> FactoredLinear:
-    old = model.get_submodule(name)
-    return FactoredLinear(layout, bias=getattr(old, "bias", None) is not None, device="meta")
+def _expected(target: Target) -> dict[str, Tensor]:
+    """Tensors to write, in the model's order; of tied ones the first name only."""
+    skipped = {*(target.model._keys_to_ignore_on_save or ()), *target.skipped}
+    expected: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in target.model.state_dict(keep_vars=True).items():
+        if name not in skipped and id(tensor) not in seen:
+            seen.add(id(tensor))
+            expected[name] = tensor
+    return expected
 
 
-def _plain_names(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> list[str]:
-    """Tensors to copy: all but those of factored modules; of tied ones the first name only."""
-    skipped = set(model._keys_to_ignore_on_save or ())
-    names: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name not in skipped and name.rpartition(".")[0] not in modules:
-            names.setdefault(id(tensor), name)
-    return list(names.values())
+def _made(
+    target: Target,
+    expected: Mapping[str, Tensor],
+    maker: TensorMaker,
+    factors: Iterable[Named],
+    dtype: torch.dtype,
+) -> Iterator[Named]:
+    """Every expected tensor, checked: what the method supplies first, then the rest."""
+    left = dict(expected)
+    for name, tensor in factors:
+        if name not in left:
+            raise SnapfitError(f"{name} is a tensor that the plan has no place for")
+        cut = maker.cut_factor(name, tensor).to(dtype)
+        yield name, _checked(name, cut, left.pop(name))
+    modules = dict(target.model.named_modules())
+    for module_name, module in modules.items():
+        if isinstance(module, FactoredLinear):
+            for name, tensor in maker.factored(module_name, module):
+                if name in left:
+                    yield name, _checked(name, tensor.to(dtype), left.pop(name))
+        elif isinstance(module, AbsentPart):
+            for leaf, tensor in module.state_dict().items():
+                left.pop(f"{module_name}.{leaf}", None)
+                yield f"{module_name}.{leaf}", torch.empty_like(tensor, device="cpu", dtype=dtype)
+    for name, like in left.items():
+        owner, _, leaf = name.rpartition(".")
+        if owner.rpartition(".")[2] in {"a", "b"} or isinstance(modules[owner], nn.ModuleList):
+            raise SnapfitError(f"no factor came for {name}; delete the work folder")
+        yield name, _checked(name, _plain(name, owner, leaf, maker, like), like)
 
 
-def _rest(
-    modules: Mapping[str, FactoredLinear], reader: WeightReader, expected: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
-    """What the method did not supply: empty weights, biases, dense blocks of rows."""
-    for name, module in modules.items():
-        yield f"{name}.weight", torch.empty(0)
-        start = 0
-        for index, block in enumerate(module.layout.blocks):
-            rows = slice(start, start + block.rows)
-            start += block.rows
-            part = f"{name}.b.{index}" if isinstance(module.b, nn.ModuleList) else f"{name}.b"
-            if f"{part}.bias" in expected:
-                yield f"{part}.bias", reader.get(f"{name}.bias")[rows]
-            if block.rank is None and f"{part}.weight" in expected:
-                yield f"{part}.weight", reader.get(f"{name}.weight")[rows]
+def _plain(name: str, owner: str, leaf: str, maker: TensorMaker, like: Tensor) -> Tensor:
+    if leaf == "bias" and maker.gains_bias(owner):
+        return maker.bias(owner)
+    if leaf == "bias" and not maker.has(name):
+        return torch.zeros(like.shape, dtype=maker.dtype)  # the format gives all layers a bias
+    return maker.tensor(name)
 
 
 def _checked(name: str, tensor: Tensor, like: Tensor) -> Tensor:
@@ -167,15 +202,3 @@ def _checked(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     if not torch.isfinite(tensor).all():
         raise SnapfitError(f"{name} holds NaN or infinity in {tensor.dtype}")
     return tensor
-
-
-def _config(source: Source, model: PreTrainedModel, layouts: Layouts) -> dict[str, Any]:
-    """The source's own config.json, with the description of the format added."""
-    config: dict[str, Any] = read_json(source.path / "config.json")
-    config.pop("torch_dtype", None)  # the old name of 'dtype'
-    config.pop("auto_map", None)  # the code it names is not carried
-    unfused = any(isinstance(module, UnfusedExperts) for module in model.modules())
-    config["architectures"] = [type(model).__name__]
-    config["dtype"] = str(source.dtype).removeprefix("torch.")
-    config["quantization_config"] = describe_format(layouts, unfused=unfused)
-    return config

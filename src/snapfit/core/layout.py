@@ -1,4 +1,4 @@
-"""How a factored linear layer is laid out: integers only, checked on the way in.
+"""How a changed linear layer is laid out: integers only, checked on the way in.
 
 This is the content of `quantization_config["modules"]` in a factored checkpoint. A module is one
 or more blocks of output rows; each block is either dense or a factor pair of some rank:
@@ -6,20 +6,22 @@ or more blocks of output rows; each block is either dense or a factor pair of so
     y = [ b_0 (a x)_0 ; b_1 (a x)_1 ; W_2 x ; ... ]
 
 Most modules have one block, {"in": n, "out": m, "rank": r}. Several blocks hold what PaLU makes:
-one pair per group of key or value heads, and row blocks of fused projections left dense.
+one pair per group of key or value heads, and row blocks of fused projections left dense. A module
+whose only block is dense, {"in": n, "out": m, "rank": null}, was narrowed: n or m is smaller than
+in the source. "bias": true stands on a module that has gained a bias, as FLAP's do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from snapfit.core.errors import CorruptFile
-from snapfit.core.space import Group, Space
 
 MAX_DIMENSION = 1 << 24
 """Larger sizes than this in a file are a mistake or an attack, never a model."""
+
+_ENTRIES = frozenset({"in", "out", "rank", "blocks", "bias"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +34,18 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleLayout:
-    """Shapes of one factored linear layer: `inputs` -> sum of the blocks' rows."""
+    """Shapes of one changed linear layer: `inputs` -> sum of the blocks' rows.
+
+    Attributes:
+        inputs: input features.
+        blocks: output rows, first to last.
+        bias: whether the layer has gained a bias that the source's does not have.
+
+    """
 
     inputs: int
     blocks: tuple[Block, ...]
+    bias: bool = False
 
     @property
     def outputs(self) -> int:
@@ -57,12 +67,19 @@ class ModuleLayout:
             for block in self.blocks
         )
 
+    def dense(self) -> ModuleLayout:
+        """The same layer with its factors multiplied."""
+        block = Block(rows=self.outputs, rank=None)
+        return ModuleLayout(inputs=self.inputs, blocks=(block,), bias=self.bias)
+
     def to_json(self) -> dict[str, Any]:
         """The entry of `quantization_config["modules"]`."""
         sizes: dict[str, Any] = {"in": self.inputs, "out": self.outputs}
         if len(self.blocks) == 1:
-            return {**sizes, "rank": self.blocks[0].rank}
-        return {**sizes, "blocks": [{"rows": b.rows, "rank": b.rank} for b in self.blocks]}
+            sizes["rank"] = self.blocks[0].rank
+        else:
+            sizes["blocks"] = [{"rows": b.rows, "rank": b.rank} for b in self.blocks]
+        return {**sizes, "bias": True} if self.bias else sizes
 
     @classmethod
     def from_json(cls, name: str, data: Any) -> ModuleLayout:
@@ -74,26 +91,33 @@ class ModuleLayout:
         """
         if not isinstance(data, dict):
             raise CorruptFile(f"module {name!r}: expected a table of sizes, found {data!r}")
+        if unknown := sorted(map(str, data.keys() - _ENTRIES)):
+            raise CorruptFile(f"module {name!r}: unknown entry {unknown[0]!r}")
         inputs = _size(name, "in", data.get("in"))
         outputs = _size(name, "out", data.get("out"))
         entries = data.get("blocks", [{"rows": outputs, "rank": data.get("rank")}])
         if not isinstance(entries, list) or not entries:
             raise CorruptFile(f"module {name!r}: 'blocks' must be a non-empty list")
-        blocks = []
-        for entry in entries:
-            if not isinstance(entry, dict):
-                raise CorruptFile(f"module {name!r}: a block must be a table, found {entry!r}")
-            rows = _size(name, "rows", entry.get("rows"))
-            rank = entry.get("rank")
-            if rank is not None and _size(name, "rank", rank) > min(rows, inputs):
-                raise CorruptFile(f"module {name!r}: rank {rank} exceeds a {rows} x {inputs} block")
-            blocks.append(Block(rows=rows, rank=rank))
-        layout = cls(inputs=inputs, blocks=tuple(blocks))
+        bias = data.get("bias", False)
+        if not isinstance(bias, bool):
+            raise CorruptFile(f"module {name!r}: 'bias' must be true or false, found {bias!r}")
+        blocks = tuple(_block(name, entry, inputs) for entry in entries)
+        layout = cls(inputs=inputs, blocks=blocks, bias=bias)
         if layout.outputs != outputs:
             raise CorruptFile(
                 f"module {name!r}: blocks have {layout.outputs} rows, 'out' says {outputs}"
             )
         return layout
+
+
+def _block(name: str, entry: Any, inputs: int) -> Block:
+    if not isinstance(entry, dict):
+        raise CorruptFile(f"module {name!r}: a block must be a table, found {entry!r}")
+    rows = _size(name, "rows", entry.get("rows"))
+    rank = entry.get("rank")
+    if rank is not None and _size(name, "rank", rank) > min(rows, inputs):
+        raise CorruptFile(f"module {name!r}: rank {rank} exceeds a {rows} x {inputs} block")
+    return Block(rows=rows, rank=rank)
 
 
 def _size(name: str, field: str, value: Any) -> int:
@@ -104,41 +128,3 @@ def _size(name: str, field: str, value: Any) -> int:
 
 Layouts: TypeAlias = dict[str, ModuleLayout]
 """Layouts by module name."""
-
-
-def plan_layouts(whole: Space, groups: Iterable[Group], sizes: Mapping[str, int]) -> Layouts:
-    """Layouts of every module that a plan factors; modules left dense are not listed.
-
-    Args:
-        whole: the unrestricted space, with one group per module, for the modules' dimensions.
-        groups: the groups that were decided; several may be row blocks of one module.
-        sizes: the chosen size of each group; a missing group stays dense.
-
-    """
-    ranks = whole.of_kind("rank").groups
-    modules = {group.matrices[0].name: group.matrices[0] for group in ranks}
-    factored: dict[str, list[tuple[int, int, int]]] = {}
-    for group in groups:
-        size = sizes.get(group.name, group.full)
-        if size < group.full:
-            for matrix in group.matrices:
-                factored.setdefault(matrix.name, []).append((matrix.start, matrix.rows, size))
-    return {
-        name: ModuleLayout(
-            inputs=modules[name].cols, blocks=_fill(sorted(parts), modules[name].rows)
-        )
-        for name, parts in factored.items()
-    }
-
-
-def _fill(parts: list[tuple[int, int, int]], rows: int) -> tuple[Block, ...]:
-    """Blocks covering all `rows`: the factored parts in order, dense blocks between them."""
-    blocks, end = [], 0
-    for start, count, rank in parts:
-        if start > end:
-            blocks.append(Block(rows=start - end, rank=None))
-        blocks.append(Block(rows=count, rank=rank))
-        end = start + count
-    if end < rows:
-        blocks.append(Block(rows=rows - end, rank=None))
-    return tuple(blocks)

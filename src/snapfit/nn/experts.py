@@ -14,16 +14,20 @@ Shape suffixes: T tokens, K experts a token, E experts, H hidden, I width of an 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snapfit.nn.surgery import replace_module
+from snapfit.nn.modules import replace_module
 
 ARGUMENTS = ("hidden_states", "top_k_index", "top_k_weights")
 """What transformers' sparse blocks pass to their experts."""
+
+FUSED_KEYS = ("gate_up_proj", "down_proj")
+"""Parameters of transformers' fused experts, which an unfused checkpoint does not have."""
 
 
 class Expert(nn.Module):
@@ -155,3 +159,14 @@ def unfuse_experts(model: nn.Module) -> tuple[str, ...]:
         new.train(old.training)
         replace_module(model, name, new)
     return names
+
+
+def ignore_guards(model: Any) -> None:
+    """Do not let a transformers model report the guards of unfused experts as unexpected."""
+    patterns = {
+        rf"{re.escape(name)}\.({'|'.join(FUSED_KEYS)})$"
+        for name, module in model.named_modules()
+        if isinstance(module, UnfusedExperts)
+    }
+    known = model._keys_to_ignore_on_load_unexpected or ()
+    model._keys_to_ignore_on_load_unexpected = {*known, *patterns}

@@ -1,123 +1,105 @@
-"""The only file that replaces modules of a live model.
-
-Shape suffixes: M output features, N input features, R rank (summed over blocks), m and r those
-of one block, B any leading dimensions.
-"""
+"""Gives a model, live or on the meta device, the shapes of a compressed one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from snapfit.core.errors import SnapfitError
 from snapfit.core.layout import ModuleLayout
+from snapfit.core.structure import Structure
+from snapfit.nn.experts import UnfusedExperts
+from snapfit.nn.factored import FactoredLinear
+from snapfit.nn.modules import find_module, replace_module
+from snapfit.nn.parts import absent_like, set_heads
 
 
-class FactoredLinear(nn.Module):
-    """A linear layer whose output rows are factor pairs: y = b (a x) + bias.
+def reshape(model: nn.Module, structure: Structure) -> None:
+    """Give a model the shapes of `structure`, in place.
 
-    `a.weight` is (R, N), all first factors stacked, so that they cost one product; `b.weight`
-    is (M, R), or one `b.<i>` per block when there are several. The bias lives on `b`.
-
-    `weight` is empty on purpose. A loader that does not know this format finds a `weight` whose
-    shape does not fit and stops, instead of leaving the layer randomly initialised without a word.
-    """
-
-    def __init__(
-        self,
-        layout: ModuleLayout,
-        *,
-        bias: bool,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if not layout.ranks:
-            raise ValueError("a layout without factored blocks is a plain nn.Linear")
-        self.layout = layout
-        self.in_features = layout.inputs
-        self.out_features = layout.outputs
-        options: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(0, **options), requires_grad=False)
-        self.a = nn.Linear(layout.inputs, sum(layout.ranks), bias=False, **options)
-        parts = [
-            nn.Linear(layout.inputs if b.rank is None else b.rank, b.rows, bias=bias, **options)
-            for b in layout.blocks
-        ]
-        self.b = parts[0] if len(parts) == 1 else nn.ModuleList(parts)
-
-    def forward(self, x_BN: Tensor) -> Tensor:
-        """(..., N) -> (..., M)."""
-        hidden_BR = self.a(x_BN)
-        if not isinstance(self.b, nn.ModuleList):
-            output_BM: Tensor = self.b(hidden_BR)
-            return output_BM
-        outputs, start = [], 0
-        for block, part in zip(self.layout.blocks, self.b, strict=True):
-            if block.rank is None:
-                outputs.append(part(x_BN))
-            else:
-                outputs.append(part(hidden_BR[..., start : start + block.rank]))
-                start += block.rank
-        return torch.cat(outputs, dim=-1)
-
-    def extra_repr(self) -> str:
-        """Shapes, for `print(model)`."""
-        return f"in={self.in_features}, out={self.out_features}, ranks={self.layout.ranks}"
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` at the qualified `name`.
+    Its layers are taken to be the output layers already (`nn.depth.keep_layers`). New weights are
+    uninitialised, or on the meta device where the replaced ones were.
 
     Raises:
-        SnapfitError: the model has no module of that name.
+        SnapfitError: a module is missing, is of the wrong kind, or is smaller than asked for.
 
     """
-    parent_name, _, child = name.rpartition(".")
-    try:
-        parent = model.get_submodule(parent_name)
-        parent.get_submodule(child)
-    except AttributeError as error:
-        raise SnapfitError(
-            f"the model has no module {name!r}; the plan was made for another model"
-        ) from error
-    setattr(parent, child, module)
-
-
-def factor_modules(model: nn.Module, layouts: Mapping[str, ModuleLayout]) -> None:
-    """Replace linear layers by empty `FactoredLinear`s of the given layouts, in place.
-
-    A layout without factored blocks leaves its layer as it is.
-
-    Device, dtype and the presence of a bias follow the replaced layer. The new weights are
-    uninitialised (or on the meta device, where the replaced layer was).
-
-    Raises:
-        SnapfitError: a module is missing, is no linear layer, or has other dimensions.
-
-    """
-    for name, layout in layouts.items():
-        try:
-            old = model.get_submodule(name)
-        except AttributeError as error:
-            raise SnapfitError(
-                f"the model has no module {name!r}; the plan was made for another model"
-            ) from error
-        if not isinstance(old, nn.Linear):
-            raise SnapfitError(f"{name} is a {type(old).__name__}, not a linear layer")
-        if (old.in_features, old.out_features) != (layout.inputs, layout.outputs):
-            raise SnapfitError(
-                f"{name} is {old.out_features} x {old.in_features}, "
-                f"the plan says {layout.outputs} x {layout.inputs}"
-            )
-        if not layout.ranks:
-            continue
-        weight = old.weight
-        new = FactoredLinear(
-            layout, bias=old.bias is not None, device=weight.device, dtype=weight.dtype
-        )
+    for name, count in structure.experts.items():
+        _keep_experts(model, name, count, structure.vectors)
+    for name, layout in structure.modules.items():
+        replace_module(model, name, _changed(name, find_module(model, name), layout))
+    for name, (heads, kv_heads) in structure.heads.items():
+        set_heads(find_module(model, name), heads, kv_heads)
+    for name, length in structure.vectors.items():
+        _shorten(model, name, length)
+    for name, part in structure.absent.items():
+        old = find_module(model, name)
+        if not name or next(old.parameters(), None) is None:
+            raise SnapfitError(f"{name!r} is no part of a layer that could be absent")
+        new = absent_like(old, attention=part == "attention")
         new.train(old.training)
         replace_module(model, name, new)
+
+
+def factor_modules(model: nn.Module, layouts: dict[str, ModuleLayout]) -> None:
+    """Replace linear layers by empty ones of the given layouts, in place; see `reshape`."""
+    reshape(model, Structure(modules=layouts))
+
+
+def _changed(name: str, old: nn.Module, layout: ModuleLayout) -> nn.Module:
+    """An empty layer of `layout` in the place of `old`; device and dtype are its own."""
+    if not isinstance(old, nn.Linear):
+        raise SnapfitError(f"{name} is a {type(old).__name__}, not a linear layer")
+    if layout.inputs > old.in_features or layout.outputs > old.out_features:
+        raise SnapfitError(
+            f"{name} is {old.out_features} x {old.in_features}, "
+            f"the plan says {layout.outputs} x {layout.inputs}"
+        )
+    options: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
+    bias = layout.bias or old.bias is not None
+    new: nn.Module
+    if layout.ranks:
+        new = FactoredLinear(layout, bias=bias, **options)
+    else:
+        new = nn.Linear(layout.inputs, layout.outputs, bias=bias, **options)
+    new.train(old.training)
+    return new
+
+
+def _shorten(model: nn.Module, name: str, length: int) -> None:
+    """Leave `length` entries, or rows, of a parameter or buffer."""
+    owner_name, _, leaf = name.rpartition(".")
+    owner: Any = find_module(model, owner_name)
+    table = owner._buffers if owner._buffers.get(leaf) is not None else owner._parameters
+    old = table.get(leaf)
+    if old is None or old.ndim == 0 or length > len(old):
+        raise SnapfitError(f"{name} is no parameter of at least {length} entries")
+    new = old.new_empty(length, *old.shape[1:])
+    for attribute in ("num_experts", "n_routed_experts", "out_features"):
+        if getattr(owner, attribute, None) == len(old):
+            setattr(owner, attribute, length)
+    if hasattr(owner, "normalized_shape"):
+        owner.normalized_shape = (length,)
+    table[leaf] = nn.Parameter(new, old.requires_grad) if table is owner._parameters else new
+
+
+def _keep_experts(model: nn.Module, name: str, count: int, vectors: Mapping[str, int]) -> None:
+    """Leave `count` experts in a container; the rows of the router are among `vectors`."""
+    container: Any = find_module(model, name)
+    if not isinstance(container, UnfusedExperts) or not count <= container.num_experts:
+        raise SnapfitError(f"{name} is no container of {count} or more experts")
+    block_name = name.rpartition(".")[0]
+    block: Any = find_module(model, block_name)
+    routed = [n for n, rows in vectors.items() if n.startswith(f"{block_name}.") and rows == count]
+    if not routed:
+        raise SnapfitError(f"{name} has {count} experts left, but nothing says so to its router")
+    for module in (block, *block.children()):
+        if getattr(module, "top_k", 1) > count:
+            raise SnapfitError(f"{name} has {count} experts, but a token uses {module.top_k}")
+    for index in range(count, container.num_experts):
+        delattr(container, str(index))
+    container.num_experts = count
+    if hasattr(block, "num_experts"):
+        block.num_experts = count

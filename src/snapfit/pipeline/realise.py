@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from snapfit.checkpoint.card import write_card
+from snapfit.checkpoint.formats import save
 from snapfit.checkpoint.load import load, load_tokenizer
-from snapfit.checkpoint.save import save_factored
 from snapfit.core.cost import CostModel
 from snapfit.core.files import atomic_directory, digest_files, read_json, write_json
-from snapfit.core.layout import Layouts, plan_layouts
 from snapfit.core.plan import Plan, alignment
 from snapfit.core.report import Metric, Plain, Report, environment
 from snapfit.evals.perplexity import perplexity, read_text
 from snapfit.models.describe import empty_model
 from snapfit.pipeline.job import Job
-from snapfit.pipeline.refit import Pairs, refit
+from snapfit.pipeline.refit import refit
+from snapfit.pipeline.structure import blueprint_of, factors_of, format_of
 from snapfit.viz.html import write_report
 
 
@@ -32,19 +30,20 @@ def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
         SnapfitError: the disk is full, a file of the work folder is damaged, or what was asked to
             be measured cannot be.
     """
-    layouts = plan_layouts(job.whole, job.space.groups, plan.sizes)
+    blueprint, format_name = blueprint_of(job, plan), format_of(plan)
     pairs = refit(job, plan) if plan.recipe.get("refit") else job.store.factors
     with atomic_directory(output, overwrite=job.options.overwrite) as folder:
-        job.progress.stage("slice", len(layouts))
+        job.progress.stage("slice", len(blueprint.structure.modules))
         with job.clock("slice"):
-            save_factored(
+            save(
                 folder,
                 source=job.source,
                 # A fresh one: streaming has taken the tied weights of `job.skeleton` apart.
                 model=empty_model(job.source),
                 reader=job.reader,
-                layouts=layouts,
-                factors=_factors(job, plan, layouts, pairs),
+                blueprint=blueprint,
+                factors=factors_of(job, plan, blueprint, pairs),
+                format_name=format_name,
             )
         entries = {**_counted(job, plan), **_perplexities(job, folder)}
         report = Report(entries={**entries, **_spent(job)}, environment=environment()).to_json()
@@ -58,35 +57,15 @@ def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
             curves=job.curves,
             warnings=job.notes,
         )
-        write_card(folder, name=output.name, plan=plan, report=report)
+        write_card(
+            folder,
+            name=output.name,
+            plan=plan,
+            report=report,
+            structure=blueprint.structure,
+            format_name=format_name,
+        )
     return {**report, "output": str(output)}
-
-
-def _factors(job: Job, plan: Plan, layouts: Layouts, pairs: Pairs) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of every factor, a module at a time, as `FactoredLinear` names them."""
-    parts: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
-    for layer, groups in job.layers.items():
-        for group in groups:
-            rank, matrix = plan.sizes[group.name], group.matrices[0]
-            if rank < group.full:
-                a_RN, b_MR = pairs(layer, group.name, rank)
-                parts.setdefault(matrix.name, []).append((matrix.start, a_RN, b_MR))
-        for module in [name for name in parts if name in layouts]:
-            job.progress.advance()
-            yield from _named(module, layouts, sorted(parts.pop(module), key=lambda part: part[0]))
-
-
-def _named(
-    module: str, layouts: Layouts, parts: list[tuple[int, Tensor, Tensor]]
-) -> Iterator[tuple[str, Tensor]]:
-    yield f"{module}.a.weight", torch.cat([a_RN for _, a_RN, _ in parts])
-    blocks = layouts[module].blocks
-    if len(blocks) == 1:
-        yield f"{module}.b.weight", parts[0][2]
-        return
-    factored = [index for index, block in enumerate(blocks) if block.rank is not None]
-    for index, (_, _, b_MR) in zip(factored, parts, strict=True):
-        yield f"{module}.b.{index}.weight", b_MR
 
 
 def _counted(job: Job, plan: Plan) -> dict[str, Metric | Plain]:
