@@ -1,41 +1,18 @@
-"""Pictures as inline SVG that take the page's text colour, so that they suit light and dark.
-
-matplotlib writes fixed colours, so text and axes are drawn in one odd colour that is then replaced
-by `currentColor`. Colour maps are monotone in lightness and curves differ in dashes and markers:
-everything can be read in grey.
-"""
+"""The pictures of a compression: what was kept, and what it is predicted to cost."""
 
 from __future__ import annotations
 
-import importlib.util
-import io
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from snapfit.core.curve import Curve
 from snapfit.core.plan import Plan
 from snapfit.core.space import Group, Space
+from snapfit.viz.canvas import INK, STYLES, canvas, svg
 
-_INK = "#010203"
 _LABELLED_LAYERS = 40
 """Cells of more layers than this are too narrow for a number."""
-
-_STYLES = tuple(
-    (colour, dash, marker)
-    for colour, dash, marker in zip(
-        ("#3b75af", "#d1803c", "#519e3e", "#a05db1", "#c44e52", "#8a6d3b", "#2a9d9d", "#8c8c8c"),
-        ("-", "--", "-.", ":", "-", "--", "-.", ":"),
-        ("o", "s", "^", "D", "v", "P", "X", "*"),
-        strict=True,
-    )
-)
-
-
-def available() -> bool:
-    """Whether matplotlib, of the extra 'report', is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def sizes_picture(space: Space, plan: Plan) -> str:
@@ -55,13 +32,13 @@ def sizes_picture(space: Space, plan: Plan) -> str:
         kept = sum(group.params(plan.sizes.get(group.name, group.full)) for group in groups)
         kept_RL[row, column] = kept / sum(group.dense_params for group in groups)
 
-    figure, axes = _canvas(9.5, 0.9 + 0.42 * len(roles))
+    figure, axes = canvas(9.5, 0.9 + 0.42 * len(roles))
     mesh = axes.pcolormesh(
         np.ma.masked_invalid(kept_RL),
         vmin=0,
         vmax=1,
         cmap="cividis",
-        edgecolors=_INK,
+        edgecolors=INK,
         linewidth=0.3,
     )
     if len(layers) <= _LABELLED_LAYERS:
@@ -84,8 +61,8 @@ def sizes_picture(space: Space, plan: Plan) -> str:
     axes.tick_params(length=0)
     bar = figure.colorbar(mesh, ax=axes, pad=0.015, aspect=12)
     bar.set_label("parameters kept")
-    bar.outline.set_edgecolor(_INK)
-    return _svg(figure, "sizes", "Rank of every group and the share of its parameters kept")
+    bar.outline.set_edgecolor(INK)
+    return svg(figure, "sizes", "Rank of every group and the share of its parameters kept")
 
 
 def curves_picture(space: Space, plan: Plan, curves: Mapping[str, Curve]) -> str:
@@ -95,8 +72,8 @@ def curves_picture(space: Space, plan: Plan, curves: Mapping[str, Curve]) -> str
         loss = float(curves[group.name].at(plan.sizes.get(group.name, group.full)))
         if group.role not in chosen or loss > chosen[group.role][0]:
             chosen[group.role] = (loss, group)
-    figure, axes = _canvas(9.5, 4.0)
-    for (colour, dash, marker), (_, group) in zip(_STYLES, chosen.values(), strict=False):
+    figure, axes = canvas(9.5, 4.0)
+    for (colour, dash, marker), (_, group) in zip(STYLES, chosen.values(), strict=False):
         curve = curves[group.name]
         sizes = curve.sizes[(curve.losses > 0) & (curve.sizes < group.full)]
         if not len(sizes):
@@ -113,10 +90,10 @@ def curves_picture(space: Space, plan: Plan, curves: Mapping[str, Curve]) -> str
     axes.set_xlabel("share of the matrix's parameters kept (mark: the chosen size)")
     unit = next(iter(curves.values())).unit
     axes.set_ylabel(f"predicted loss ({unit})")
-    axes.grid(visible=True, color=_INK, alpha=0.15, linewidth=0.6)
+    axes.grid(visible=True, color=INK, alpha=0.15, linewidth=0.6)
     if axes.lines:
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=9, ncols=2)
-    return _svg(figure, "curves", "Loss curves of the costliest group of each role")
+        axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=2)
+    return svg(figure, "curves", "Loss curves of the costliest group of each role")
 
 
 def _cell_text(groups: list[Group], plan: Plan) -> str:
@@ -124,33 +101,3 @@ def _cell_text(groups: list[Group], plan: Plan) -> str:
     if all(size == group.full for size, group in zip(sizes, groups, strict=True)):
         return "="
     return str(round(sum(sizes) / len(sizes)))
-
-
-def _canvas(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    figure.patch.set_alpha(0)
-    axes.patch.set_alpha(0)
-    for spine in axes.spines.values():
-        spine.set_edgecolor(_INK)
-    for name in ("top", "right"):
-        axes.spines[name].set_visible(False)
-    return figure, axes
-
-
-def _svg(figure: Any, salt: str, title: str) -> str:
-    import matplotlib as mpl
-
-    for axes in figure.axes:
-        axes.tick_params(colors=_INK)
-        for label in (axes.xaxis.label, axes.yaxis.label):
-            label.set_color(_INK)
-    buffer = io.StringIO()
-    # The salt keeps the ids of several pictures in one page apart, and every run's the same.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"snapfit-{salt}"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    drawing = text[text.index("<svg") :].replace(_INK, "currentColor")
-    return drawing.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

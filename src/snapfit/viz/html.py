@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from snapfit.core.curve import Curve
 from snapfit.core.files import atomic_path
 from snapfit.core.plan import Plan
 from snapfit.core.space import Space
-from snapfit.viz.figures import available, curves_picture, sizes_picture
+from snapfit.viz.canvas import available
+from snapfit.viz.figures import curves_picture, sizes_picture
+from snapfit.viz.pages import environment
 from snapfit.viz.summary import by_role, facts, figures, stages
 
 
@@ -60,23 +61,22 @@ def render(
         pictures["sizes"] = Markup(sizes_picture(space, plan))  # noqa: S704
         if curves is not None:
             pictures["curves"] = Markup(curves_picture(space, plan, curves))  # noqa: S704
-    environment = Environment(
-        loader=PackageLoader("snapfit", "viz"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
-        title=f"{plan.model}, compressed by snapfit",
-        plan=plan,
-        figures=figures(report),
-        stages=stages(report),
-        facts=facts(report, plan),
-        roles=by_role(space, plan, curves),
-        unit=next(iter(curves.values())).unit if curves else "",
-        pictures=pictures,
-        drawn=available(),
-        warnings=[*report.get("warnings", ()), *warnings],
-        environment={key: value for key, value in report.get("environment", {}).items() if value},
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            title=f"{plan.model}, compressed by snapfit",
+            plan=plan,
+            figures=figures(report),
+            stages=stages(report),
+            facts=facts(report, plan),
+            roles=by_role(space, plan, curves),
+            unit=next(iter(curves.values())).unit if curves else "",
+            pictures=pictures,
+            drawn=available(),
+            warnings=[*report.get("warnings", ()), *warnings],
+            environment={
+                key: value for key, value in report.get("environment", {}).items() if value
+            },
+        )
     )

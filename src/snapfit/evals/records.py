@@ -1,0 +1,177 @@
+"""Everything generated, as JSON lines: appended as it comes, so that nothing is generated twice.
+
+    DIR/settings.json              what was asked; another question needs another folder
+    DIR/<model>/<task>.jsonl       one line a thought, an answer, or a choice
+
+A thought is one run of thinking at the largest budget; the thinking at a smaller budget is its
+first tokens. An answer belongs to a thought and a budget. A line is written whole and flushed; a
+line that a kill tore is the last one, and is dropped when the file is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from snapfit.core.errors import CorruptFile
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thought:
+    """Thinking on one problem.
+
+    Attributes:
+        problem: its id.
+        sample: which of its samples.
+        ids: thinking tokens, at most the largest budget.
+        ended: 'stop' by itself, 'eos' by ending the sequence, 'length' by the budget.
+        extensions: how often it was made to go on.
+        seconds: share of the time its batches took.
+        seed: of its sampling.
+        prompt_tokens: tokens of the prompt.
+
+    """
+
+    problem: str
+    sample: int
+    ids: tuple[int, ...]
+    ended: str
+    extensions: int
+    seconds: float
+    seed: int
+    prompt_tokens: int
+    kind: str = "thought"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An answer after thinking with a budget.
+
+    Attributes:
+        problem: its id.
+        sample: of the thought.
+        budget: most thinking tokens; 0 where the model answered at once.
+        thinking: thinking tokens that it had, at most `budget`.
+        cut: whether the budget ended the thinking.
+        tokens: of the answer.
+        text: of the answer.
+        answer: what was understood, or None.
+        correct: exactly right.
+        seconds: share of the time its batch took, thinking not included.
+
+    """
+
+    problem: str
+    sample: int
+    budget: int
+    thinking: int
+    cut: bool
+    tokens: int
+    text: str
+    answer: str | None
+    correct: bool
+    seconds: float
+    kind: str = "answer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """The likeliest of a problem's choices.
+
+    Attributes:
+        problem: its id.
+        log_likelihoods: of each choice.
+        choice: index of the largest.
+        by_byte: index of the largest per byte, the harness's acc_norm.
+        correct: whether `choice` is right.
+        correct_by_byte: whether `by_byte` is right.
+        seconds: share of the time.
+
+    """
+
+    problem: str
+    log_likelihoods: tuple[float, ...]
+    choice: int
+    by_byte: int
+    correct: bool
+    correct_by_byte: bool
+    seconds: float
+    kind: str = "pick"
+
+
+Record: TypeAlias = Thought | Answer | Pick
+
+_KINDS: dict[str, Any] = {"thought": Thought, "answer": Answer, "pick": Pick}
+
+
+class RecordFile:
+    """The records of one model on one task; a context manager that appends.
+
+    Args:
+        path: of the file; made on the first record.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stream: Any = None
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            whole = _whole_bytes(self.path)
+            os.truncate(self.path, whole)
+        self._stream = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._stream = None
+
+    def append(self, record: Record) -> None:
+        """Write one record; it is in the file, whole, when this returns."""
+        self._stream.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+        self._stream.flush()
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """All whole records of a file; none if there is no file.
+
+    Raises:
+        CorruptFile: a line that is not the last one is no record.
+
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.endswith(b"\n"):
+                return  # torn by a kill
+            yield _record(line, path, number)
+
+
+def _record(line: bytes, path: Path, number: int) -> Record:
+    try:
+        data = json.loads(line)
+        for name in ("ids", "log_likelihoods"):
+            if name in data:
+                data[name] = tuple(data[name])
+        record: Record = _KINDS[data["kind"]](**data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFile(
+            f"{path}, line {number} is no record of snapfit ({error}); delete the line"
+        ) from error
+    return record
+
+
+def _whole_bytes(path: Path) -> int:
+    """Bytes up to the end of the last whole line."""
+    with path.open("rb") as stream:
+        return sum(len(line) for line in stream if line.endswith(b"\n"))

@@ -1,0 +1,1 @@
+"""One source of problems a file."""

@@ -1,0 +1,89 @@
+"""Problems of lm-evaluation-harness, by the name of the task. Most are fetched from the hub."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from snapfit.core.errors import SnapfitError, UsageError
+from snapfit.evals.scoring import judge_choice, judge_math
+from snapfit.evals.tasks.base import Problem, Task
+from snapfit.evals.tasks.local import family_of, gold
+
+
+def load(name: str, *, limit: int | None, include: str | None = None) -> Task:
+    """The harness's task `name`, zero-shot, with its own prompt and choices.
+
+    Args:
+        name: of one task, not of a group.
+        limit: most problems, from the first.
+        include: folder of further task definitions.
+
+    Raises:
+        SnapfitError: the harness is not installed, or the data cannot be had.
+        UsageError: no such task, or one that neither generates nor chooses.
+
+    """
+    try:
+        from lm_eval.tasks import TaskManager, get_task_dict
+    except ImportError as error:
+        raise SnapfitError(
+            "lm-evaluation-harness is not installed; pip install 'snapfit[eval]'"
+        ) from error
+    manager = TaskManager(include_path=include)
+    if name not in manager.all_subtasks:
+        raise UsageError(
+            f"{name!r} is no file, no 'embedded:' or 'reasoning-gym:' task, and no task of "
+            "lm-evaluation-harness (lm_eval --tasks list shows those)"
+        )
+    try:
+        task: Any = get_task_dict([name], manager)[name]
+        documents = list(task.eval_docs)
+    except Exception as error:
+        raise SnapfitError(
+            f"the data of {name} cannot be had ({type(error).__name__}: {_first(error)}); it is "
+            "fetched from the hub: check the network, or give a local JSONL file"
+        ) from error
+    kept = documents if limit is None else documents[:limit]
+    kind = str(task.OUTPUT_TYPE)
+    if kind not in {"multiple_choice", "generate_until"}:
+        raise UsageError(f"{name} is of type {kind}; only choices and generation are supported")
+    chooses = kind == "multiple_choice"
+    make = _choice if chooses else _generated
+    return Task(
+        name=re.sub(r"[^A-Za-z0-9_.-]", "-", name),
+        family=family_of(name),
+        kind="choices" if chooses else "generate",
+        problems=tuple(make(task, index, document) for index, document in enumerate(kept)),
+        judge=judge_choice if chooses else judge_math,
+        equivalence="exact" if chooses else "math",
+        chat=not chooses,
+        settings={"harness": name, "version": str(task.VERSION)},
+    )
+
+
+def _choice(task: Any, index: int, document: Any) -> Problem:
+    delimiter = str(task.config.target_delimiter)
+    target = task.doc_to_target(document)
+    choices = [str(choice) for choice in task.doc_to_choice(document)]
+    answer = target if isinstance(target, int) else choices.index(str(target))
+    return Problem(
+        id=str(index),
+        question=str(task.doc_to_text(document)),
+        choices=tuple(delimiter + choice for choice in choices),
+        answer=str(answer),
+    )
+
+
+def _generated(task: Any, index: int, document: Any) -> Problem:
+    target = task.doc_to_target(document)
+    return Problem(
+        id=str(index),
+        question=str(task.doc_to_text(document)),
+        answer=gold(str(target[0] if isinstance(target, list) else target)),
+    )
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else ""

@@ -1,0 +1,256 @@
+"""Ask models the same problems at several thinking budgets, and judge them against one of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from snapfit.core.errors import SnapfitError, UsageError
+from snapfit.core.files import read_json, write_json
+from snapfit.core.progress import Progress, Silent
+from snapfit.evals.asking import ask
+from snapfit.evals.summary import SETTINGS, summarise
+from snapfit.evals.tasks.base import Task
+from snapfit.evals.tasks.load import load_task
+from snapfit.evals.thinking import Sampling
+from snapfit.models.source import EMBEDDED, open_model
+from snapfit.pipeline.respondent import HF, SERVER, VLLM, LocalModel
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingOptions:
+    """What is asked, and how.
+
+    Attributes:
+        tasks: see `load_task`.
+        sampling: budgets, samples, seeds, temperature, extensions.
+        limit: most problems a task.
+        problem_key: key of the problem in a file.
+        answer_key: key of its answer.
+        backend: 'hf', 'vllm' or 'openai:URL'.
+        batch: rows at once, for 'hf'.
+        dtype: 'auto', 'float32', 'bfloat16' or 'float16'.
+        start: delimiter that opens thinking; None to find it.
+        end: delimiter that closes it.
+        trust_remote_code: allow the models' own Python code to run.
+
+    Raises:
+        UsageError: a value is out of range.
+
+    """
+
+    tasks: tuple[str, ...]
+    sampling: Sampling
+    limit: int | None = None
+    problem_key: str | None = None
+    answer_key: str | None = None
+    backend: str = HF
+    batch: int = 16
+    dtype: str = "auto"
+    start: str | None = None
+    end: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        budgets, sampling = self.sampling.budgets, self.sampling
+        if not budgets or list(budgets) != sorted(set(budgets)) or budgets[0] < 1:
+            raise UsageError(f"budgets must be increasing numbers of tokens, got {list(budgets)}")
+        if not self.tasks:
+            raise UsageError("no task was given; see snapfit scaling --help for what there is")
+        if sampling.samples < 1 or not sampling.seeds:
+            raise UsageError("at least one sample and one seed are needed")
+        if sampling.temperature < 0:
+            raise UsageError(f"the temperature is 0 or more, got {sampling.temperature}")
+        if sampling.temperature == 0 and sampling.samples > 1:
+            raise UsageError(
+                f"at temperature 0 all {sampling.samples} samples are one; give --samples 1"
+            )
+        if sampling.extend < 0 or sampling.answer_tokens < 1 or self.batch < 1:
+            raise UsageError("extend is 0 or more; answer tokens and batch are 1 or more")
+        if self.backend not in {HF, VLLM} and not self.backend.startswith(SERVER):
+            raise UsageError(f"unknown backend {self.backend!r}; it is hf, vllm or openai:URL")
+        if self.dtype not in {"auto", "float32", "bfloat16", "float16"}:
+            raise UsageError(f"unknown dtype {self.dtype!r}")
+
+
+def scaling(
+    models: Sequence[str],
+    output: Path,
+    options: ScalingOptions,
+    *,
+    against: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Ask every model every task, and write records and a summary into `output`.
+
+    What the folder holds already is not generated again, so an interrupted run goes on.
+
+    Args:
+        models: folders, hub names, or 'embedded'.
+        output: folder of the run.
+        options: what is asked, and how.
+        against: the model that the others are judged against; asked first.
+        progress: told what goes on.
+
+    Returns:
+        The summary; see `snapfit.evals.summary.summarise`.
+
+    Raises:
+        SnapfitError: a model or task cannot be had, a backend failed, or the folder holds a run
+            of something else.
+
+    """
+    progress = progress or Silent()
+    names = name_models([*([against] if against else []), *models])
+    paths = {model: _folder(model, options) for model in names}
+    tasks = [
+        load_task(
+            spec,
+            limit=options.limit,
+            seed=options.sampling.seeds[0],
+            problem_key=options.problem_key,
+            answer_key=options.answer_key,
+        )
+        for spec in options.tasks
+    ]
+    respondents = {model: _respondent(paths[model], options) for model in names}
+    wanted = _settings(names, against, tasks, respondents, options)
+    _check_same(output, wanted)
+    for model, name in names.items():
+        respondent = respondents.pop(model)
+        for task in tasks:
+            path = output / name / f"{task.name}.jsonl"
+            ask(
+                task,
+                respondent,
+                path,
+                sampling=options.sampling,
+                progress=progress,
+                label=name,
+            )
+        del respondent  # one model in memory at a time
+    return rescore(output)
+
+
+def rescore(folder: Path) -> dict[str, Any]:
+    """Compute the summary again from the records, and write it.
+
+    Raises:
+        SnapfitError: the folder holds no run.
+
+    """
+    summary = summarise(folder)
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def name_models(models: Sequence[str]) -> dict[str, str]:
+    """A folder name for every model, each once, in order; equal names are numbered."""
+    names: dict[str, str] = {}
+    for model in models:
+        if model in names:
+            continue
+        plain = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(model).name).strip(".-") or "model"
+        name, number = plain, 1
+        while name in names.values():
+            number += 1
+            name = f"{plain}-{number}"
+        names[model] = name
+    return names
+
+
+def _folder(model: str, options: ScalingOptions) -> Path:
+    folder = Path(model)
+    if model != EMBEDDED and folder.is_dir():
+        return folder
+    return open_model(model, trust_remote_code=options.trust_remote_code).path
+
+
+def _respondent(path: Path, options: ScalingOptions) -> LocalModel:
+    return LocalModel(
+        path=path,
+        backend=options.backend,
+        batch=options.batch,
+        dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
+        start=options.start,
+        end=options.end,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def _settings(
+    names: dict[str, str],
+    against: str | None,
+    tasks: Sequence[Task],
+    respondents: dict[str, LocalModel],
+    options: ScalingOptions,
+) -> dict[str, Any]:
+    sampling = options.sampling
+    return {
+        "models": list(names.values()),
+        "paths": {name: model for model, name in names.items()},
+        "against": names[against] if against else None,
+        "backend": options.backend,
+        "dtype": options.dtype,
+        "sampling": {
+            **asdict(sampling),
+            "budgets": list(sampling.budgets),
+            "seeds": list(sampling.seeds),
+        },
+        "delimiters": {
+            names[model]: found.dialogue.delimiters.to_json()
+            for model, found in respondents.items()
+        },
+        "tasks": {
+            task.name: {
+                "family": task.family,
+                "kind": task.kind,
+                "equivalence": task.equivalence,
+                "problems": len(task.problems),
+                "budgets": list(sampling.budgets),
+                "samples": sampling.samples,
+                **dict(task.settings),
+            }
+            for task in tasks
+        },
+    }
+
+
+def _check_same(output: Path, wanted: dict[str, Any]) -> None:
+    """Go on with a run of the same question; more models may be added, nothing else changes.
+
+    Raises:
+        SnapfitError: the folder holds a run of something else.
+
+    """
+    path = output / SETTINGS
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    found = read_json(path)
+    for key in ("backend", "dtype", "sampling", "tasks", "against"):
+        if found.get(key) != wanted[key]:
+            raise SnapfitError(
+                f"{output} holds a run with another {key}: {found.get(key)} there, {wanted[key]} "
+                "asked for; use another folder"
+            )
+    merged = {**found, "models": list(dict.fromkeys([*found["models"], *wanted["models"]]))}
+    for key in ("paths", "delimiters"):
+        clash = [
+            name
+            for name in wanted[key]
+            if found[key].get(name, wanted[key][name]) != wanted[key][name]
+        ]
+        if clash:
+            raise SnapfitError(
+                f"{output} holds a run in which {clash[0]} has other {key}; use another folder"
+            )
+        merged[key] = {**found[key], **wanted[key]}
+    write_json(path, merged)
