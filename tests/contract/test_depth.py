@@ -12,13 +12,13 @@ import torch
 from tiny_models import ALL, LAYERS, build, loaded
 
 from snapfit.cli.app import run
-from snapfit.core.errors import Infeasible, SnapfitError, UsageError
+from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.options import Options
 from snapfit.core.progress import Silent
 from snapfit.core.schedule import Schedule, layer_of
 from snapfit.methods.base import DepthMethod
 from snapfit.methods.registry import load_method
-from snapfit.pipeline.depth import choose_depth, depth_space, left, schedule_of
+from snapfit.pipeline.depth import depth_choice, depth_space, left, schedule_of
 from snapfit.pipeline.job import Job
 from snapfit.pipeline.layers import depth_methods, informed, layer_scores
 
@@ -104,13 +104,11 @@ def test_every_size_of_a_schedule_is_a_model(
         depth = schedule.at(size)
         assert len(depth.layers) == size
         assert group.params(size) == sum(weights[source] for source in depth.sources)
-        choice = choose_depth(space, schedule, budget=group.params(size))
-        assert choice.params <= group.params(size)
-        assert choose_depth(space, schedule, layers=LAYERS - size).size == size
-    with pytest.raises(Infeasible, match="this method removes at most"):
-        choose_depth(space, schedule, budget=1)
+        choice = depth_choice(space, schedule, size)
+        assert choice.params == group.params(size)
+        assert choice.loss == schedule.losses[size]
     with pytest.raises(SnapfitError, match="it can remove: 0"):
-        choose_depth(space, schedule, layers=LAYERS)
+        depth_choice(space, schedule, 0)
 
 
 @pytest.mark.parametrize("architecture", SOME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,7 +114,11 @@ def edit_weights(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
 
 def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    # A command line test may have silenced transformers in this process.
+    env = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=100, check=False, env=env
+    )
 
 
 # What is on disk.

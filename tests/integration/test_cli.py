@@ -251,7 +251,7 @@ def test_methods(cli: Callable[..., Done]) -> None:
 
 def test_targets(cli: Callable[..., Done]) -> None:
     listed = json.loads(cli("targets", "--json").out)["targets"]
-    assert {"cpu", "a100_sxm", "h100_sxm"} <= {target["device"] for target in listed}
+    assert {"cpu", "a100_sxm", "h100_sxm"} <= {target["target"] for target in listed}
     assert "h100_sxm" in cli("targets").out
 
 

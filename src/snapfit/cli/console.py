@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -113,6 +114,18 @@ def say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """Lines of at most 80 columns; names stay whole."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def report_table(report: Mapping[str, Any]) -> Table:
     """The main figures of a report: before, after, and how each is known."""
     table = Table(title=_title(report), title_justify="left", min_width=60)
@@ -129,6 +142,9 @@ def report_table(report: Mapping[str, Any]) -> Table:
     if (loss := report.get("loss", {}).get("predicted")) is not None:
         unit = _detail(report, "loss.predicted").get("unit") or "nats"
         table.add_row(f"loss added ({unit})", "", f"{loss:.4f}", "predicted")
+    if (times := report.get("latency")) is not None:
+        shown = [f"{times[name] / 1000:.3f} ms" for name in ("dense", "compressed")]
+        table.add_row("time of the workload", *shown, "predicted")
     if report.get("perplexity"):
         figures = [_with_error(report, "perplexity", name) for name in ("dense", "compressed")]
         n = _detail(report, "perplexity.compressed").get("n")

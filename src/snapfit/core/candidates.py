@@ -47,6 +47,11 @@ class AlignRule:
                 f"alignment must be a positive integer, found {self.multiple!r} ({self.source})"
             )
 
+    @property
+    def binding(self) -> bool:
+        """Whether the rule holds of unaligned plans too, as what a format can say does."""
+        return False
+
     def step(self, group: Group) -> int:
         """The multiple that this rule asks of the group's size; 1 where it does not bind.
 

@@ -27,7 +27,7 @@ from snapfit.core.candidates import AlignRule, legal_sizes
 from snapfit.core.cost import group_params
 from snapfit.core.curve import NATS, Curve
 from snapfit.core.errors import Infeasible, UsageError
-from snapfit.core.knapsack import solve
+from snapfit.core.knapsack import RELATIVE_TOLERANCE, Solution, solve
 from snapfit.core.knapsack_items import Item
 from snapfit.core.options import OBJECTIVES
 from snapfit.core.space import Group, Space
@@ -74,6 +74,7 @@ def choose(
     curves: Mapping[str, Curve] | None = None,
     unaligned: Mapping[str, float] | None = None,
     scores: Mapping[str, float] | None = None,
+    relative: float = RELATIVE_TOLERANCE,
 ) -> Choice:
     """Choose one size for every group of `space`.
 
@@ -91,6 +92,7 @@ def choose(
             or above break-even means dense.
         scores: worth of one parameter of every group. 'gac' needs them; 'round' and 'none' use
             them to decide what to give up first, and take 1 for all when they are not given.
+        relative: of 'curve' and 'gac', how far from optimal an answer may be; see `solve`.
 
     Raises:
         UsageError: an unknown objective, or what it needs is missing.
@@ -113,8 +115,9 @@ def choose(
         space=space,
         budgets={"params": budget} if budget is not None else dict(budgets or {}),
         tables=known,
-        rules=() if objective == "none" else rules,
+        rules=tuple(rule for rule in rules if rule.binding or objective != "none"),
         edges=edges if objective in {"curve", "gac"} else None,
+        relative=relative,
     )
     if request.edges is not None:
         try:
@@ -135,6 +138,7 @@ class _Request:
     tables: Mapping[str, Table]
     rules: tuple[AlignRule, ...]
     edges: Edges | None
+    relative: float
 
     def legal(self, group: Group) -> NDArray[np.int64]:
         """Sizes that may be chosen."""
@@ -158,7 +162,7 @@ def _chosen(
     tables = [request.tables[name] for name in request.budgets]
     units = decision_units(request.space, request.legal, unaligned, scores, tables)
     if objective == "gac":
-        picks, gap = gac(units, request.budgets)
+        picks, gap = gac(units, request.budgets, relative=request.relative)
         return replace(_finished(request, units, picks), gap=gap)
     picks = [rounded(unit, down=objective == "none") for unit in units]
     return _finished(request, units, repaired(units, picks, request.budgets))
@@ -181,7 +185,7 @@ def _curve(request: _Request, curves: Mapping[str, Curve] | None) -> Choice:
         sizes = request.legal(group)
         costs = request.priced(group, sizes)
         items.append(Item(name=group.name, sizes=sizes, costs=costs, losses=curve.at(sizes)))
-    solution = solve(items, request.budgets, space.ties)
+    solution = solve(items, request.budgets, space.ties, relative=request.relative)
     reasons = {
         group.name: _curve_reason(group, items[index].sizes, solution.sizes[group.name])
         for index, group in enumerate(space.groups)
@@ -191,7 +195,7 @@ def _curve(request: _Request, curves: Mapping[str, Curve] | None) -> Choice:
         reasons=reasons,
         params=space.params(solution.sizes),
         costs=solution.costs,
-        gap=0.0 if solution.exact else solution.gap,
+        gap=_gap(solution, request.relative),
     )
 
 
@@ -205,7 +209,16 @@ def _curve_reason(group: Group, legal: NDArray[np.int64], size: int) -> str:
     return f"least total loss among {len(legal)} legal sizes"
 
 
-def gac(units: list[Unit], budgets: Mapping[str, int]) -> tuple[list[int], float]:
+def _gap(solution: Solution, relative: float) -> float:
+    """By how much the objective could still be improved; 0 when proved optimal."""
+    if not solution.exact:
+        return solution.gap
+    return solution.tolerance if relative > RELATIVE_TOLERANCE else 0.0
+
+
+def gac(
+    units: list[Unit], budgets: Mapping[str, int], *, relative: float = RELATIVE_TOLERANCE
+) -> tuple[list[int], float]:
     """Maximise the sum of score x (params - wanted params) over a window around each size.
 
     The third step of GAC. When even the smallest candidates of all windows exceed the budget,
@@ -232,14 +245,14 @@ def gac(units: list[Unit], budgets: Mapping[str, int]) -> tuple[list[int], float
             for index, (unit, near) in enumerate(zip(units, windows, strict=True))
         ]
         try:
-            solution = solve(items, budgets)
+            solution = solve(items, budgets, relative=relative)
         except Infeasible:
             if all(near.start == 0 for near in windows):
                 raise
             width *= 2
             continue
         picks = [solution.sizes[item.name] for item in items]
-        return picks, 0.0 if solution.exact else solution.gap
+        return picks, _gap(solution, relative)
 
 
 def _finished(request: _Request, units: list[Unit], picks: list[int]) -> Choice:

@@ -143,6 +143,11 @@ class Options:
             )
 
     @property
+    def mixes(self) -> bool:
+        """Whether several methods compete."""
+        return self.method == "mixed" or "+" in self.method
+
+    @property
     def removed(self) -> float:
         """Share of parameters to remove."""
         return DEFAULT_RATIO if self.ratio is None else self.ratio

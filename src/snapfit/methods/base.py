@@ -129,6 +129,7 @@ class WidthMethod(Method, Protocol):
 
 
 @runtime_checkable
+@runtime_checkable
 class DepthMethod(Method, Protocol):
     """A compressor that removes or merges layers."""
 

@@ -18,7 +18,8 @@ from snapfit.core.plan import Plan
 from snapfit.core.progress import Progress, Silent
 from snapfit.pipeline.decide import decide
 from snapfit.pipeline.info import info
-from snapfit.pipeline.job import Job
+from snapfit.pipeline.jobs import job_of
+from snapfit.pipeline.pareto import check_front_path, save_front
 from snapfit.pipeline.realise import realise
 
 __all__ = ["Options", "apply", "compress", "info", "plan"]
@@ -43,17 +44,30 @@ def compress(
     """
     options = options or Options()
     check_new_directory(output, overwrite=options.overwrite)
-    job = Job(model=model, options=options, progress=progress or Silent())
+    job = job_of(model, options, progress or Silent())
     return realise(job, decide(job), output)
 
 
 def plan(
-    model: str, output: Path, options: Options | None = None, progress: Progress | None = None
+    model: str,
+    output: Path,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    *,
+    pareto: Path | None = None,
 ) -> Plan:
-    """Decide only: write `plan.json`. Same arguments and errors as `compress`."""
-    job = Job(model=model, options=options or Options(), progress=progress or Silent())
+    """Decide only: write `plan.json`. Arguments and errors as of `compress`, and:
+
+    Args:
+        pareto: .html, .png or .json file for what every other budget would cost.
+    """
+    job = job_of(model, options or Options(), progress or Silent())
+    if pareto is not None:
+        check_front_path(pareto)
     decided = decide(job)
     write_json(output, decided.to_json())
+    if pareto is not None:
+        save_front(pareto, job)
     return decided
 
 
@@ -83,10 +97,7 @@ def apply(
     options = options or Options()
     check_new_directory(output, overwrite=options.overwrite)
     given = Plan.from_json(read_json(plan_file))
-    job = Job(
-        model=model or given.model,
-        options=options.with_recipe(given.recipe),
-        progress=progress or Silent(),
-    )
+    asked = options.with_recipe(given.recipe)
+    job = job_of(model or given.model, asked, progress or Silent())
     given.check(job.space)
     return realise(job, given, output)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from snapfit.core.budgets import parse_budgets
+from snapfit.core.errors import UsageError
 from snapfit.core.latency import Stopwatch
 from snapfit.core.options import Options
 from snapfit.core.planner import Planner
 from snapfit.core.target import Target
 from snapfit.core.workload import DEFAULT_WORKLOAD, Workload
+from snapfit.hardware._live import LiveTimer
 from snapfit.hardware.registry import resolve_target
 from snapfit.pipeline.job import Job
 
@@ -39,14 +41,24 @@ def target_of(options: Options) -> Target | None:
 def planner_of(job: Job) -> Planner:
     """A planner for the job's space, rules and target; times are asked when first needed.
 
+    A device that measures when it is asked gives its rules only: a plan asks for the times of
+    thousands of shapes, which a profile of a few interpolates.
+
     Raises:
-        UsageError: the target or the workload is malformed.
+        UsageError: the target or the workload is malformed, or a live device is to be planned for
+            by latency.
 
     """
     options = job.options
     target = target_of(options)
     watch = None
-    if target is not None and target.timer is not None and job.whole.frame is not None:
+    live = target is not None and isinstance(target.timer, LiveTimer)
+    if live and "latency" in asked(options):
+        raise UsageError(
+            f"a plan by latency needs a profile of {options.target}: run 'snapfit profile --target "
+            f"{options.target} --for {job.model} -o FILE', then give --target FILE"
+        )
+    if target is not None and target.timer and not live and job.whole.frame is not None:
         watch = Stopwatch(
             whole=job.whole,
             groups=job.space.groups,
@@ -56,7 +68,7 @@ def planner_of(job: Job) -> Planner:
         )
     return Planner(
         space=job.space,
-        rules=job.rules,
+        rules=(*job.rules, *job.format_rules),
         watch=watch,
         of=options.of,
         itemsize=job.source.dtype.itemsize,

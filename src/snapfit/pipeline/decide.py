@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import snapfit
 from snapfit.core.curve import NATS, Curve
 from snapfit.core.errors import Infeasible, UsageError
-from snapfit.core.files import digest_json
 from snapfit.core.objectives import Choice
 from snapfit.core.plan import Plan
 from snapfit.core.planner import Planner
 from snapfit.core.space import Space
 from snapfit.evals.sensitivity import SensitivityProbe
+from snapfit.methods._width_stage import importance
 from snapfit.methods.base import Allocation, RankMethod, WidthMethod
 from snapfit.pipeline.budget import asked, planner_of, predicted_latency
+from snapfit.pipeline.depth_job import DepthJob, decide_depth
 from snapfit.pipeline.job import Job
 from snapfit.pipeline.probe import role_corrections
+from snapfit.pipeline.record import recorded
 
 PROBE_TOKENS = 2_048
 """Calibration tokens that a sensitivity search by perplexity reads at every probe."""
@@ -27,11 +28,13 @@ def decide(job: Job) -> Plan:
     """Choose sizes under the options' budget, objective and rules.
 
     Raises:
-        Infeasible: the ratio cannot be reached; says the largest that can.
+        Infeasible: the budget cannot be reached; says the nearest that can.
         SnapfitError: whatever stops an earlier stage.
     """
     for note in job.notes:
         job.progress.note(note)
+    if isinstance(job, DepthJob):
+        return decide_depth(job)
     return _decide(job)
 
 
@@ -43,6 +46,7 @@ def _decide(job: Job) -> Plan:
         choice = _choose(job, curves, planner, shares)
     corrections: dict[str, float] = {}
     if options.probe:
+        _check_factors(job, "--probe")
         corrections = role_corrections(job, choice.sizes)
         curves = {
             group.name: job.curves[group.name].scaled(corrections[group.role], NATS)
@@ -50,26 +54,25 @@ def _decide(job: Job) -> Plan:
         }
         with job.clock("plan"):
             choice = _choose(job, curves, planner, shares)
-    return Plan(
-        model=job.model,
-        revision=space.revision,
-        architecture=space.architecture,
-        method=options.method,
-        objective=options.objective,
+    if options.refit:
+        _check_factors(job, "--refit")
+    return recorded(
+        job,
         sizes=choice.sizes,
-        budget=_recorded(job, planner, shares),
+        reasons=choice.reasons,
         predicted={
             **predicted(space, curves, choice.sizes),
             **predicted_latency(planner, choice.sizes),
             **{f"correction.{role}": factor for role, factor in corrections.items()},
         },
-        recipe=options.recipe(),
-        reasons=choice.reasons,
-        rules=() if options.objective == "none" else job.rules,
-        digests={"space": digest_json(space.to_json()), "ordered": job.store.folder.name},
-        seed=options.seed,
-        version=snapfit.__version__,
+        planner=planner,
+        shares=shares,
     )
+
+
+def _check_factors(job: Job, option: str) -> None:
+    if job.method.kind != "rank":
+        raise UsageError(f"{option} corrects factors; --method {job.options.method} makes none")
 
 
 def _choose(
@@ -111,17 +114,9 @@ def unaligned_sizes(
         summaries=job.summaries,
         budget=max(planner.column("params").limit(first), 0),
         perplexity=_perplexity_probe(job),
+        importance=importance(job.store, job.space.groups),
     )
     return job.method.allocate(request)
-
-
-def _recorded(job: Job, planner: Planner, shares: Mapping[str, float]) -> dict[str, Any]:
-    """What the plan says was asked: parameters at most, and the shares to keep."""
-    options, dense = job.options, job.space.dense_params
-    params = planner.column("params").limit(shares["params"]) if "params" in shares else dense
-    if options.budget is None:
-        return {"of": options.of, "ratio": options.removed, "params": params}
-    return {"of": options.of, "params": params, **{f"keep.{k}": v for k, v in shares.items()}}
 
 
 def predicted(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import nn
 
-from snapfit.core.errors import Infeasible, SnapfitError
+from snapfit.core.errors import SnapfitError
 from snapfit.core.files import read_json, write_json
 from snapfit.core.schedule import Depth, Schedule
 from snapfit.core.space import Group, Space
@@ -135,42 +134,23 @@ def left(group: Group, depth: Depth) -> int:
     )
 
 
-def choose_depth(
-    space: Space, schedule: Schedule, *, budget: int | None = None, layers: int | None = None
-) -> DepthChoice:
-    """The largest reachable size within a budget, or the size without `layers` of the layers.
+def depth_choice(space: Space, schedule: Schedule, size: int) -> DepthChoice:
+    """What a size of the schedule is.
 
     Args:
         space: with the group of layers.
         schedule: what the method reaches.
-        budget: parameters that the group's matrices may have.
-        layers: how many layers (or sub-layers) are to go; decides alone where it is given.
+        size: layers (or sub-layers) kept.
 
     Raises:
-        SnapfitError: the method does not reach a model with that many layers less.
-        Infeasible: the smallest reachable size is above the budget.
+        SnapfitError: the method does not reach a model of that size; lists those that it does.
 
     """
     group = _group(space)
-    params: Mapping[int, int] = {size: left(group, depth) for size, depth in schedule.sizes.items()}
-    if layers is not None:
-        schedule.at(group.full - layers)
-        size = group.full - layers
-    else:
-        allowed = group.dense_params if budget is None else budget
-        fitting = [size for size in schedule.reachable if params[size] <= allowed]
-        if not fitting:
-            smallest = min(schedule.sizes)
-            raise Infeasible(
-                f"this method removes at most {group.full - smallest} of {group.full}, which "
-                f"leaves {params[smallest]:,} parameters; the budget is {allowed:,}: ask for less",
-                nearest={"params": float(params[smallest])},
-            )
-        size = fitting[0]
     return DepthChoice(
         group=group.name,
         size=size,
-        params=params[size],
+        params=left(group, schedule.at(size)),
         loss=schedule.losses[size],
         reason=_reason(schedule, size),
     )

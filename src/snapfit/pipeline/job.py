@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from typing import cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from snapfit.calib.collect import collect
+from snapfit.calib.mixture import content_name, needs_tokenizer
 from snapfit.calib.store import Statistics, find_statistics
 from snapfit.calib.token_file import read_windows, save_windows
 from snapfit.calib.tokens import Tokens, load_tokens
@@ -18,15 +20,18 @@ from snapfit.checkpoint.load import load, load_tokenizer
 from snapfit.core.candidates import AlignRule
 from snapfit.core.clock import Clock
 from snapfit.core.curve import NATS, Curve
-from snapfit.core.files import digest_files, digest_json, read_json, write_json
+from snapfit.core.files import digest_json, read_json, write_json
+from snapfit.core.fitting import FormatRule, for_format, format_rules
 from snapfit.core.options import DEFAULT_ALIGN, Options
 from snapfit.core.progress import Progress
+from snapfit.core.schedule import Schedule
 from snapfit.core.space import Group, Space
 from snapfit.core.workspace import Workspace
 from snapfit.hardware.registry import resolve_target
 from snapfit.methods._lowrank import COMPARABLE_NEEDS
 from snapfit.methods._stage import order_layer
-from snapfit.methods.base import Method
+from snapfit.methods._width_stage import order_width_layer
+from snapfit.methods.base import Method, RankMethod, WidthMethod
 from snapfit.methods.registry import load_method, settings_of
 from snapfit.models.describe import describe, empty_model, family, open_model, segments
 from snapfit.models.source import ModelSource
@@ -92,9 +97,20 @@ class Job:
 
     @cached_property
     def space(self) -> Space:
-        """What the method may touch."""
+        """What the method may touch and the format can hold."""
         data = family(self.source, self.skeleton)
-        return self.method.restrict(self.whole, segments(self.source, self.whole, data))
+        touched = self.method.restrict(self.whole, segments(self.source, self.whole, data))
+        return for_format(self.options.format, touched)
+
+    @cached_property
+    def format_rules(self) -> tuple[FormatRule, ...]:
+        """Sizes that the format can say."""
+        return format_rules(self.options.format, self.space)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """What the sizes of a group of layers mean; None for methods that remove none."""
+        return None
 
     @cached_property
     def layers(self) -> dict[int, list[Group]]:
@@ -123,17 +139,29 @@ class Job:
             needs |= COMPARABLE_NEEDS
         return needs | ({self.score} if self.score not in {None, "magnitude"} else frozenset())
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether the ordered bases depend on calibration tokens."""
+        return bool(self.needs)
+
+    @property
+    def basis(self) -> str:
+        """Name of what the curves were read from, for a plan's digests."""
+        return self.store.folder.name
+
     @cached_property
     def tokens(self) -> Tokens:
         """Calibration windows."""
         options = self.options
         depends = {
             "revision": self.source.revision,
-            "calib": _content_digest(options.calib),
+            "calib": content_name(options.calib),
             "count": options.calib_tokens,
             "context": options.context,
             "seed": options.seed,
         }
+        if options.calib_template != "none":
+            depends["template"] = options.calib_template
         path = self.workspace.folder("tokens", depends) / "tokens.safetensors"
         if not path.exists():
             with self.clock("tokens"):
@@ -142,15 +170,16 @@ class Job:
 
     def _load_tokens(self) -> Tokens:
         options = self.options
-        from_self = options.calib == "self"
+        asks = needs_tokenizer(options.calib, options.calib_template)
         return load_tokens(
             options.calib,
-            tokenizer=None if from_self else load_tokenizer(self.source.path),
+            tokenizer=load_tokenizer(self.source.path) if asks else None,
             model_loader=lambda: load(self.source.path, dtype=torch.float32),
             vocab_size=int(self.source.config.get_text_config().vocab_size),
             count=options.calib_tokens,
             context=options.context,
             seed=options.seed,
+            template=options.calib_template,
             progress=StageProgress(self.progress),
         )
 
@@ -170,7 +199,7 @@ class Job:
             "seed": self.options.seed,
         }
         root = self.workspace.folder("stats", depends)
-        modules = sorted({group.matrices[0].name for group in self.space.groups})
+        modules = sorted({matrix.name for group in self.space.groups for matrix in group.matrices})
         found = find_statistics(root, needs=self.needs, modules=modules)
         if found is not None:
             return found
@@ -207,15 +236,22 @@ class Job:
             self.progress.stage("order", len(self.layers))
             self.progress.advance(len(self.layers) - len(missing))
             for layer in missing:
-                ordered, summaries = order_layer(
-                    self.method,
-                    self.layers[layer],
-                    self.reader.get,
-                    statistics.layer(layer) if statistics else {},
-                )
+                seen = statistics.layer(layer) if statistics else {}
+                groups, method = self.layers[layer], self.method
+                if isinstance(method, RankMethod) and method.kind == "rank":
+                    found = order_layer(method, groups, self.reader.get, seen)
+                else:
+                    found = order_width_layer(
+                        cast("WidthMethod", method), groups, self.reader.get, seen
+                    )
+                ordered, summaries = found
                 store.write(layer, ordered, summaries, self.source.dtype)
                 self.progress.advance()
         return store
+
+    def factors(self, layer: int, group: str, rank: int) -> tuple[Tensor, Tensor]:
+        """The factor pair of a group: a (rank, in) and b (out, rank)."""
+        return self.store.factors(layer, group, rank)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -263,9 +299,3 @@ class StageProgress:
         if done > self._done:
             self._progress.advance(done - self._done)
             self._done = done
-
-
-def _content_digest(calib: str) -> str:
-    """A calibration file by its content, anything else by its name."""
-    path = Path(calib)
-    return digest_files([path]) if path.is_file() else calib

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from snapfit.checkpoint.card import write_card
 from snapfit.checkpoint.formats import save
 from snapfit.checkpoint.load import load, load_tokenizer
+from snapfit.checkpoint.writer import Written
 from snapfit.core.cost import CostModel
 from snapfit.core.files import atomic_directory, digest_files, read_json, write_json
 from snapfit.core.plan import Plan, alignment
@@ -31,11 +33,11 @@ def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
             be measured cannot be.
     """
     blueprint, format_name = blueprint_of(job, plan), format_of(plan)
-    pairs = refit(job, plan) if plan.recipe.get("refit") else job.store.factors
+    pairs = refit(job, plan) if plan.recipe.get("refit") else job.factors
     with atomic_directory(output, overwrite=job.options.overwrite) as folder:
         job.progress.stage("slice", len(blueprint.structure.modules))
         with job.clock("slice"):
-            save(
+            written = save(
                 folder,
                 source=job.source,
                 # A fresh one: streaming has taken the tied weights of `job.skeleton` apart.
@@ -45,7 +47,7 @@ def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
                 factors=factors_of(job, plan, blueprint, pairs),
                 format_name=format_name,
             )
-        entries = {**_counted(job, plan), **_perplexities(job, folder)}
+        entries = {**_counted(job, plan, written), **_perplexities(job, folder)}
         report = Report(entries={**entries, **_spent(job)}, environment=environment()).to_json()
         write_json(folder / "plan.json", plan.to_json())
         write_json(folder / "report.json", report)
@@ -68,37 +70,53 @@ def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
     return {**report, "output": str(output)}
 
 
-def _counted(job: Job, plan: Plan) -> dict[str, Metric | Plain]:
+def _counted(job: Job, plan: Plan, written: Written) -> dict[str, Metric | Plain]:
     """Figures that need no running model."""
     space, sizes = job.space, dict(plan.sizes)
-    cost = CostModel(space=space, dtype_bytes=job.source.dtype.itemsize)
-    kept = space.params(sizes)
-    unit = str(plan.predicted.get("unit") or "")
-    calibrated = bool(job.needs or plan.recipe.get("refit"))
-    loss = plan.predicted.get("loss")
+    if format_of(plan) == "folded":
+        # The factors are multiplied back: the checkpoint is as large as if they had stayed dense.
+        sizes |= {group.name: group.full for group in space.groups if group.kind == "rank"}
+    cost = CostModel(space=space, dtype_bytes=job.source.dtype.itemsize, whole=job.whole)
+    removed = space.dense_params - space.params(sizes)
+    calibrated = job.calibrated or bool(plan.recipe.get("refit"))
     entries: dict[str, Metric | Plain] = {
         "model": plan.model,
         "method": plan.method,
         "objective": plan.objective,
+        "format": format_of(plan),
         "calibration.source": job.options.calib if calibrated else None,
         "calibration.tokens": job.tokens.used if calibrated else 0,
         "calibration.truncated": job.tokens.truncated if calibrated else 0,
         "params.dense": space.total_params,
-        "params.compressed": cost.params(sizes),
+        "params.compressed": written.params,
         "params.budget": int(plan.budget["params"]) + space.total_params - space.dense_params,
-        "ratio.linear": (space.dense_params - kept) / space.dense_params,
-        "ratio.model": (space.dense_params - kept) / space.total_params,
+        "ratio.linear": removed / space.dense_params,
+        "ratio.model": (space.total_params - written.params) / space.total_params,
         "alignment.mod8": alignment(space, sizes, 8),
         "alignment.mod16": alignment(space, sizes, 16),
         "bytes.dense": cost.weight_bytes({}),
-        "bytes.compressed": cost.weight_bytes(sizes),
+        "bytes.compressed": written.bytes,
         "flops_per_token.dense": cost.flops_per_token({}),
         "flops_per_token.compressed": cost.flops_per_token(sizes),
-        "kv_bytes_per_token": cost.kv_bytes_per_token(),
-        "loss.predicted": None
-        if loss is None
-        else Metric(value=float(loss), unit=unit, kind="predicted"),
+        "kv_bytes_per_token.dense": cost.kv_bytes_per_token(),
+        "kv_bytes_per_token.compressed": cost.kv_bytes_per_token(sizes),
     }
+    return entries | _foretold(plan)
+
+
+def _foretold(plan: Plan) -> dict[str, Metric | Plain]:
+    """What the plan predicts, said to be predicted."""
+    known: Mapping[str, Any] = plan.predicted
+    entries: dict[str, Metric | Plain] = {}
+    if (loss := known.get("loss")) is not None:
+        unit = str(known.get("unit") or "")
+        entries["loss.predicted"] = Metric(value=float(loss), unit=unit, kind="predicted")
+    if "latency.us" in known:
+        about = {key: known[f"latency.{key}"] for key in ("device", "workload", "spread")}
+        for name, key in (("dense", "dense_us"), ("compressed", "us")):
+            entries[f"latency.{name}"] = Metric(
+                value=float(known[f"latency.{key}"]), unit="us", kind="predicted", settings=about
+            )
     return entries
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,16 +15,14 @@ from snapfit.core.formats import require_holds
 from snapfit.core.layout import Layouts
 from snapfit.core.plan import Plan
 from snapfit.core.renaming import layers_path
-from snapfit.core.schedule import Schedule
-from snapfit.core.space import Group
-from snapfit.core.structure import Structure
+from snapfit.core.space import Group, Space
 from snapfit.pipeline.job import Job
 from snapfit.pipeline.refit import Pairs
 
 
 def format_of(plan: Plan) -> str:
     """The format that a plan was made for."""
-    return str(getattr(plan, "format", None) or plan.recipe.get("format", "factored"))
+    return str(plan.recipe["format"])
 
 
 def blueprint_of(job: Job, plan: Plan) -> Blueprint:
@@ -34,7 +33,7 @@ def blueprint_of(job: Job, plan: Plan) -> Blueprint:
         SnapfitError: the plan cannot be carried out, or a file of the work folder is damaged.
 
     """
-    sizes = plan.sizes
+    sizes, whole = plan.sizes, _with_own(job)
     cut = [
         group
         for group in job.space.groups
@@ -42,12 +41,12 @@ def blueprint_of(job: Job, plan: Plan) -> Blueprint:
     ]
     orders, means = _orders(job, cut), _means(job, cut)
     structure = structure_of(
-        job.whole, sizes, schedule=_schedule(job), orders=orders, biased=means.keys()
+        whole, sizes, schedule=job.schedule, orders=orders, biased=means.keys()
     )
-    require_holds(format_of(plan), structure, job.whole)
+    require_holds(format_of(plan), structure, whole)
     return Blueprint(
         structure=structure,
-        cuts=cuts_of(job.whole, sizes, orders),
+        cuts=cuts_of(whole, sizes, orders),
         means={
             matrix.name: means[group.name]
             for group in cut
@@ -55,15 +54,8 @@ def blueprint_of(job: Job, plan: Plan) -> Blueprint:
             for matrix in group.matrices
             if matrix.axis == "in"
         },
-        path=layers_path(job.whole),
+        path=layers_path(whole),
     )
-
-
-def planned_structure(
-    job: Job, sizes: Mapping[str, int], *, biased: frozenset[str] = frozenset()
-) -> Structure:
-    """The structure that sizes lead to, from counts alone; see `core.cuts.structure_of`."""
-    return structure_of(job.whole, sizes, schedule=_schedule(job), biased=biased)
 
 
 def factors_of(job: Job, plan: Plan, blueprint: Blueprint, pairs: Pairs) -> Iterator[Named]:
@@ -95,9 +87,11 @@ def _named(
         yield f"{module}.b.{index}.weight", b_MR
 
 
-def _schedule(job: Job) -> Schedule | None:
-    schedule: Schedule | None = getattr(job, "schedule", None)
-    return schedule
+def _with_own(job: Job) -> Space:
+    """The whole space and the groups that the method makes itself, such as heads of a matrix."""
+    known = {group.name for group in job.whole.groups}
+    own = tuple(group for group in job.space.groups if group.name not in known)
+    return replace(job.whole, groups=(*job.whole.groups, *own))
 
 
 def _orders(job: Job, groups: list[Group]) -> Orders:

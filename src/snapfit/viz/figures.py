@@ -75,7 +75,8 @@ def curves_picture(space: Space, plan: Plan, curves: Mapping[str, Curve]) -> str
     figure, axes = canvas(9.5, 4.0)
     for (colour, dash, marker), (_, group) in zip(STYLES, chosen.values(), strict=False):
         curve = curves[group.name]
-        sizes = curve.sizes[(curve.losses > 0) & (curve.sizes < group.full)]
+        legal = (curve.sizes >= group.least) & (curve.sizes < group.full)
+        sizes = curve.sizes[legal & (curve.losses > 0)]
         if not len(sizes):
             continue
         share = np.array([group.params(int(size)) for size in sizes]) / group.dense_params

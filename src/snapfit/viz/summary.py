@@ -26,7 +26,10 @@ _LABELS = {
     "bytes.compressed": "Bytes of weights after",
     "flops_per_token.dense": "Operations a token before",
     "flops_per_token.compressed": "Operations a token after",
-    "kv_bytes_per_token": "KV cache bytes a token",
+    "kv_bytes_per_token.dense": "KV cache bytes a token before",
+    "kv_bytes_per_token.compressed": "KV cache bytes a token after",
+    "latency.dense": "Time of the workload before",
+    "latency.compressed": "Time of the workload after",
     "calibration.tokens": "Calibration tokens",
     "calibration.truncated": "Calibration tokens left out",
 }
