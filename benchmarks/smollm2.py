@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct: perplexity of every method, objective, alignment and ratio.
+"""SmolLM2-135M-Instruct: perplexity of every low-rank method, objective, alignment and ratio.
 
     python benchmarks/smollm2.py --data ../shared/data/text --out benchmarks/results
 
@@ -56,8 +56,8 @@ def fetch_model(cache: Path) -> Path:
 
 
 def cases() -> list[dict[str, Any]]:
-    """What is measured: all methods at 0.2, and `kfac` at each ratio and alignment."""
-    from snapfit.methods.registry import method_names
+    """What is measured: all low-rank methods at 0.2, and `kfac` at each ratio and alignment."""
+    from snapfit.methods.registry import load_method, method_names
 
     table = [
         {"method": "kfac", "objective": objective, "ratio": ratio, "align": align}
@@ -67,6 +67,7 @@ def cases() -> list[dict[str, Any]]:
     table += [
         {"method": method, "objective": objective, "ratio": 0.2, "align": 16}
         for method in method_names()
+        if load_method(method).kind == "rank"
         for objective in OBJECTIVES
     ]
     table += [
@@ -129,6 +130,8 @@ def collect_once(model: Path, args: argparse.Namespace) -> None:
     )
     needs = COMPARABLE_NEEDS | {"fisher"}
     for name in method_names():
+        if load_method(name).kind == "depth":
+            continue
         needs |= load_method(name).needs
     job = Job(model=str(model), options=options, progress=Silent())
     job.__dict__["needs"] = frozenset(needs)  # fills the cached property

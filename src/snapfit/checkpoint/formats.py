@@ -16,6 +16,7 @@ from snapfit.checkpoint.save import (
     MAX_SHARD_SIZE,
     Named,
     Source,
+    Step,
     Target,
     check_saveable,
     write_checkpoint,
@@ -40,6 +41,7 @@ def save(
     factors: Iterable[Named] = (),
     format_name: str = "factored",
     max_shard_size: int = MAX_SHARD_SIZE,
+    step: Step = lambda _done, _total: None,
 ) -> Written:
     """Write weights, configuration, tokenizer and generation settings into `folder`.
 
@@ -55,6 +57,7 @@ def save(
             does not come (biases, dense blocks) is cut from the source.
         format_name: one of `core.formats.Format`.
         max_shard_size: bytes a weight file.
+        step: told how many tensors are written, of how many.
 
     Raises:
         UsageError: there is no such format.
@@ -84,6 +87,7 @@ def save(
         target=target,
         factors=factors,
         max_shard_size=max_shard_size,
+        step=step,
     )
 
 

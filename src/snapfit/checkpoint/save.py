@@ -75,6 +75,10 @@ class Target:
     to_disk: Callable[[Iterator[Named]], Iterator[Named]]
 
 
+Step = Callable[[int, int], None]
+"""Told (done, total)."""
+
+
 def write_checkpoint(
     folder: Path,
     *,
@@ -83,6 +87,7 @@ def write_checkpoint(
     target: Target,
     factors: Iterable[Named],
     max_shard_size: int = MAX_SHARD_SIZE,
+    step: Step = lambda _done, _total: None,
 ) -> Written:
     """Write weights, configuration, tokenizer and generation settings into `folder`.
 
@@ -93,6 +98,7 @@ def write_checkpoint(
         target: what to write.
         factors: see `checkpoint.formats.save`.
         max_shard_size: bytes a weight file.
+        step: told how many tensors are written, of how many.
 
     Raises:
         SnapfitError: a tensor is missing, has the wrong shape, or is not finite in the
@@ -101,7 +107,7 @@ def write_checkpoint(
     """
     expected = _expected(target)
     maker = TensorMaker(reader, target.blueprint, source.dtype)
-    made = _made(target, expected, maker, factors, source.dtype)
+    made = _told(_made(target, expected, maker, factors, source.dtype), step, len(expected))
     # Names on disk may differ from those in memory; they are never more or much longer.
     room = [f"{name}{' ' * 64}" for name in (*expected, *target.extra)]
     with ShardWriter(folder, room, max_shard_size) as writer:
@@ -115,6 +121,12 @@ def write_checkpoint(
         (folder / name).write_text(text, encoding="utf-8")
     carry_files(source.path, folder)
     return written
+
+
+def _told(made: Iterator[Named], step: Step, total: int) -> Iterator[Named]:
+    for done, named in enumerate(made, start=1):
+        yield named
+        step(done, total)
 
 
 def check_saveable(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from snapfit.core.options import SCORES
 from snapfit.core.pareto import POINTS, Front, solve_front
 from snapfit.pipeline.budget import asked, planner_of
 from snapfit.pipeline.decide import unaligned_sizes
+from snapfit.pipeline.depth_job import DepthJob
 from snapfit.pipeline.job import Job
 from snapfit.viz.frontier import check_front_path, write_front
 
@@ -28,10 +29,15 @@ def front(job: Job, *, points: int = POINTS) -> Front:
         points: of each front.
 
     Raises:
-        UsageError: the method's losses are not in nats, so that they cannot be added.
+        UsageError: the method's losses are not in nats, so that they cannot be added, or its
+            choices are no prefixes of single groups.
         SnapfitError: whatever stops an earlier stage.
 
     """
+    if job.options.mixes or isinstance(job, DepthJob):
+        raise UsageError(
+            f"--pareto is for methods that choose ranks or widths; {job.options.method} does not"
+        )
     units = {curve.unit for curve in job.curves.values()}
     if units != {NATS}:
         raise UsageError(

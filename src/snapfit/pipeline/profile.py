@@ -109,12 +109,12 @@ def _operators(
         return plan_operators(
             job.whole, job.space.groups, plan.sizes, workload, dtype=dtype, shards=shards
         )
-    space = _space(subject, trust_remote_code=trust_remote_code)
+    space = space_of(subject, trust_remote_code=trust_remote_code)
     target.check(space)
     return model_operators(space, target.rules, workload, dtype=dtype, shards=shards)
 
 
-def _space(subject: str, *, trust_remote_code: bool) -> Space:
+def space_of(subject: str, *, trust_remote_code: bool = False) -> Space:
     """A model's space, from its configuration alone where there are no weights."""
     place = Path(subject)
     if place.name == "config.json" or (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from snapfit.core.plan import Plan, alignment
 from snapfit.core.report import Metric, Plain, Report, environment
 from snapfit.evals.perplexity import perplexity, read_text
 from snapfit.models.describe import empty_model
-from snapfit.pipeline.job import Job
+from snapfit.pipeline.job import Job, StageProgress
 from snapfit.pipeline.refit import refit
 from snapfit.pipeline.structure import blueprint_of, factors_of, format_of
 from snapfit.viz.html import write_report
@@ -35,7 +36,6 @@ def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
     blueprint, format_name = blueprint_of(job, plan), format_of(plan)
     pairs = refit(job, plan) if plan.recipe.get("refit") else job.factors
     with atomic_directory(output, overwrite=job.options.overwrite) as folder:
-        job.progress.stage("slice", len(blueprint.structure.modules))
         with job.clock("slice"):
             written = save(
                 folder,
@@ -46,6 +46,7 @@ def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
                 blueprint=blueprint,
                 factors=factors_of(job, plan, blueprint, pairs),
                 format_name=format_name,
+                step=partial(StageProgress(job.progress), "slice"),
             )
         entries = {**_counted(job, plan, written), **_perplexities(job, folder)}
         report = Report(entries={**entries, **_spent(job)}, environment=environment()).to_json()

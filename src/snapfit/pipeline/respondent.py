@@ -18,9 +18,28 @@ from snapfit.evals.generators.base import Generator
 from snapfit.evals.generators.hf import TransformersGenerator
 from snapfit.evals.generators.openai_server import ServerGenerator
 from snapfit.evals.generators.vllm_engine import VllmGenerator
+from snapfit.models.source import EMBEDDED, open_model
 
 HF, VLLM, SERVER = "hf", "vllm", "openai:"
 KEY = "OPENAI_API_KEY"
+
+
+def device() -> str:
+    """Where models run: the GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def model_folder(model: str, *, trust_remote_code: bool = False) -> Path:
+    """The folder of a model: as it is, of the embedded one, or fetched by its hub name.
+
+    Raises:
+        SnapfitError: there is no such model.
+
+    """
+    folder = Path(model)
+    if model != EMBEDDED and folder.is_dir():
+        return folder
+    return open_model(model, trust_remote_code=trust_remote_code).path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +81,12 @@ class LocalModel:
     @cached_property
     def model(self) -> Any:
         """The model itself, loaded by transformers."""
-        return load(self.path, dtype=self.dtype, trust_remote_code=self.trust_remote_code)
+        return load(
+            self.path,
+            dtype=self.dtype,
+            device=device(),
+            trust_remote_code=self.trust_remote_code,
+        )
 
     @cached_property
     def eos(self) -> frozenset[int]:

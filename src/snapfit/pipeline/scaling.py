@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,13 @@ from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.files import read_json, write_json
 from snapfit.core.progress import Progress, Silent
 from snapfit.evals.asking import ask
+from snapfit.evals.dialogue import AGAIN
 from snapfit.evals.summary import SETTINGS, summarise
 from snapfit.evals.tasks.base import Task
 from snapfit.evals.tasks.load import load_task
 from snapfit.evals.thinking import Sampling
-from snapfit.models.source import EMBEDDED, open_model
-from snapfit.pipeline.respondent import HF, SERVER, VLLM, LocalModel
+from snapfit.models.source import EMBEDDED
+from snapfit.pipeline.respondent import HF, SERVER, VLLM, LocalModel, model_folder
 
 SUMMARY = "summary.json"
 
@@ -109,7 +112,9 @@ def scaling(
     """
     progress = progress or Silent()
     names = name_models([*([against] if against else []), *models])
-    paths = {model: _folder(model, options) for model in names}
+    paths = {
+        model: model_folder(model, trust_remote_code=options.trust_remote_code) for model in names
+    }
     tasks = [
         load_task(
             spec,
@@ -122,6 +127,7 @@ def scaling(
     ]
     respondents = {model: _respondent(paths[model], options) for model in names}
     wanted = _settings(names, against, tasks, respondents, options)
+    _check_extension(wanted)
     _check_same(output, wanted)
     for model, name in names.items():
         respondent = respondents.pop(model)
@@ -166,11 +172,10 @@ def name_models(models: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _folder(model: str, options: ScalingOptions) -> Path:
+def _lasting(model: str) -> str:
+    """What names the model from any folder."""
     folder = Path(model)
-    if model != EMBEDDED and folder.is_dir():
-        return folder
-    return open_model(model, trust_remote_code=options.trust_remote_code).path
+    return str(folder.resolve()) if model != EMBEDDED and folder.is_dir() else model
 
 
 def _respondent(path: Path, options: ScalingOptions) -> LocalModel:
@@ -193,17 +198,14 @@ def _settings(
     options: ScalingOptions,
 ) -> dict[str, Any]:
     sampling = options.sampling
-    return {
+    wanted = {
         "models": list(names.values()),
-        "paths": {name: model for model, name in names.items()},
+        "paths": {name: _lasting(model) for model, name in names.items()},
         "against": names[against] if against else None,
         "backend": options.backend,
         "dtype": options.dtype,
-        "sampling": {
-            **asdict(sampling),
-            "budgets": list(sampling.budgets),
-            "seeds": list(sampling.seeds),
-        },
+        "trust_remote_code": options.trust_remote_code,
+        "sampling": asdict(sampling),
         "delimiters": {
             names[model]: found.dialogue.delimiters.to_json()
             for model, found in respondents.items()
@@ -213,14 +215,32 @@ def _settings(
                 "family": task.family,
                 "kind": task.kind,
                 "equivalence": task.equivalence,
-                "problems": len(task.problems),
-                "budgets": list(sampling.budgets),
+                "budgets": sampling.budgets,
                 "samples": sampling.samples,
-                **dict(task.settings),
+                **task.settings,
+                "problems": len(task.problems),
+                "digest": _digest(task),
             }
             for task in tasks
         },
     }
+    plain: dict[str, Any] = json.loads(json.dumps(wanted))  # as a resumed run reads it
+    return plain
+
+
+def _digest(task: Task) -> str:
+    """Tells apart problems of one name: a file that was changed asks something else."""
+    content = [[p.id, p.question, p.answer, p.choices] for p in task.problems]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+
+
+def _check_extension(wanted: Mapping[str, Any]) -> None:
+    """Refuse to make a model think on whose tokenizer has no word for it."""
+    silent = [name for name, marks in wanted["delimiters"].items() if not marks["again"]]
+    if wanted["sampling"]["extend"] and silent:
+        raise UsageError(
+            f"the tokenizer of {silent[0]} has no word for {AGAIN!r}; --extend cannot be used"
+        )
 
 
 def _check_same(output: Path, wanted: dict[str, Any]) -> None:
@@ -231,15 +251,16 @@ def _check_same(output: Path, wanted: dict[str, Any]) -> None:
 
     """
     path = output / SETTINGS
-    if not path.exists():
+    if not path.exists() or not any(output.glob("*/*.jsonl")):
         write_json(path, wanted)
         return
     found = read_json(path)
     for key in ("backend", "dtype", "sampling", "tasks", "against"):
-        if found.get(key) != wanted[key]:
+        there, asked = _apart(found.get(key), wanted[key])
+        if there != asked:
             raise SnapfitError(
-                f"{output} holds a run with another {key}: {found.get(key)} there, {wanted[key]} "
-                "asked for; use another folder"
+                f"{output} holds a run with another {key}: {there} there, {asked} asked for; "
+                "use another folder"
             )
     merged = {**found, "models": list(dict.fromkeys([*found["models"], *wanted["models"]]))}
     for key in ("paths", "delimiters"):
@@ -254,3 +275,17 @@ def _check_same(output: Path, wanted: dict[str, Any]) -> None:
             )
         merged[key] = {**found[key], **wanted[key]}
     write_json(path, merged)
+
+
+def _apart(found: Any, wanted: Any) -> tuple[Any, Any]:
+    """The parts of two settings that differ; where a file of problems lies makes no difference."""
+    if not isinstance(found, dict) or not isinstance(wanted, dict):
+        return found, wanted
+    parts = {
+        key: _apart(found.get(key), wanted.get(key)) for key in {**found, **wanted} if key != "file"
+    }
+    differing = {key: part for key, part in parts.items() if part[0] != part[1]}
+    return (
+        {key: there for key, (there, _) in differing.items()},
+        {key: asked for key, (_, asked) in differing.items()},
+    )

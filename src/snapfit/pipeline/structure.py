@@ -70,7 +70,6 @@ def factors_of(job: Job, plan: Plan, blueprint: Blueprint, pairs: Pairs) -> Iter
                 a_RN, b_MR = pairs(layer, group.name, rank)
                 parts.setdefault(new, []).append((matrix.start, a_RN, b_MR))
         for module in list(parts):
-            job.progress.advance()
             yield from _named(module, layouts, sorted(parts.pop(module), key=lambda part: part[0]))
 
 

@@ -14,9 +14,9 @@ from snapfit.checkpoint.load import load, load_tokenizer
 from snapfit.core.errors import CorruptFile, SnapfitError
 from snapfit.core.files import read_json, write_json
 from snapfit.core.progress import Progress, Silent
-from snapfit.evals.dialogue import Dialogue, find_delimiters
+from snapfit.evals.dialogue import Delimiters, Dialogue
 from snapfit.evals.records import Answer, Thought, read_records
-from snapfit.evals.summary import REPEATED, SETTINGS, repeated_share
+from snapfit.evals.summary import SETTINGS
 from snapfit.evals.tasks.base import Task
 from snapfit.evals.tasks.embedded import chain_of
 from snapfit.evals.tasks.load import load_task
@@ -25,8 +25,8 @@ from snapfit.evals.traces.chains import anatomy
 from snapfit.evals.traces.drift import by_position, drift
 from snapfit.evals.traces.judge import judged_behaviours
 from snapfit.evals.traces.self_bleu import self_bleu
-from snapfit.evals.traces.text import sentences, words
-from snapfit.models.source import EMBEDDED, open_model
+from snapfit.evals.traces.text import REPEATED, repeated_share, sentences, words
+from snapfit.pipeline.respondent import device, model_folder
 from snapfit.viz.pages import write_traces_page
 
 BINS = 16
@@ -212,7 +212,10 @@ def _chains(name: str, described: Mapping[str, Any]) -> Task | None:
 def _drifts(
     folder: Path, settings: Mapping[str, Any], progress: Progress
 ) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """By figure and model: means and standard errors along the original's own traces."""
+    """By figure and model: means and standard errors along the original's own traces.
+
+    The models read the prompt too; positions are those of the thinking.
+    """
     base = settings.get("against")
     others = [model for model in settings["models"] if model != base]
     tasks = [name for name, task in settings["tasks"].items() if task["kind"] == "generate"]
@@ -226,22 +229,21 @@ def _drifts(
     ][:DRIFT_TRACES]
     if not traces:
         return {}
-    original = load(_place(settings, base))
+    original = _loaded(settings, base)
     progress.stage("drift", len(others) * len(traces))
     found: dict[str, dict[str, tuple[list[float], list[float]]]] = {
         "divergence (nats)": {},
         "cosine of the last hidden state": {},
     }
     for model in others:
-        changed = load(_place(settings, model))
+        changed = _loaded(settings, model)
         drifts = []
         for thought in traces:
-            drifts.append(drift(original, changed, thought.ids))
+            found_T = drift(original, changed, thought.prompt + thought.ids)
+            start = len(thought.prompt)
+            drifts.append((found_T.divergence_T[start:], found_T.cosine_LT[-1, start:]))
             progress.advance()
-        of_kind: tuple[Sequence[Any], ...] = (
-            [one.divergence_T for one in drifts],
-            [one.cosine_LT[-1] for one in drifts],
-        )
+        of_kind = ([gaps for gaps, _ in drifts], [cosines for _, cosines in drifts])
         for label, values in zip(found, of_kind, strict=True):
             mean, error = by_position(values, BINS)
             found[label][model] = (mean.tolist(), np.nan_to_num(error).tolist())
@@ -250,13 +252,22 @@ def _drifts(
 
 
 def _dialogue(settings: Mapping[str, Any], model: str) -> Dialogue:
-    tokenizer = load_tokenizer(_place(settings, model))
-    return Dialogue(tokenizer, find_delimiters(tokenizer))
+    tokenizer = load_tokenizer(
+        _place(settings, model), trust_remote_code=settings["trust_remote_code"]
+    )
+    return Dialogue(tokenizer, Delimiters(**settings["delimiters"][model]))
+
+
+def _loaded(settings: Mapping[str, Any], model: str) -> Any:
+    return load(
+        _place(settings, model),
+        device=device(),
+        trust_remote_code=settings["trust_remote_code"],
+    )
 
 
 def _place(settings: Mapping[str, Any], model: str) -> Path:
-    named = settings["paths"][model]
-    return open_model(named).path if named == EMBEDDED else Path(named)
+    return model_folder(settings["paths"][model], trust_remote_code=settings["trust_remote_code"])
 
 
 def _mean(values: Sequence[float]) -> float:
