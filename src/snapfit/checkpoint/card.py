@@ -29,7 +29,7 @@ ROWS = (
 )
 SHARES = ("ratio.", "alignment.")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]*[\w-]")
-_SAFE = re.compile(r"[^\w .,:+/()-]")
+_SAFE = re.compile(r"[^\w .,:+%/()-]")
 
 
 FORMATS = {
@@ -94,6 +94,7 @@ def model_card(
         low_rank=structure.ranks,
         base_model=json.dumps(base) if on_hub else None,
         figures=list(_figures(report)),
+        reasoning=_reasoning(report),
         method=plan.method,
         objective=plan.objective,
         rules=[
@@ -103,6 +104,15 @@ def model_card(
         title=_plain(name),
         version=_plain(plan.version),
     )
+
+
+def _reasoning(report: Mapping[str, Any]) -> str | None:
+    """The verdict of the check and its reasons; None where there was no check."""
+    found = report.get("reasoning")
+    if not isinstance(found, Mapping):
+        return None
+    text = f"{found['verdict']}. {found['reasons']}".replace("[", "(").replace("]", ")")
+    return _plain(text)
 
 
 def _changes(structure: Structure) -> str:

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import snapfit
-from snapfit.cli.catalogue import method_names, method_summary, target_row
+from snapfit.cli import diagnose as _diagnose  # noqa: F401 adds its command
+from snapfit.cli import hardware as _hardware  # noqa: F401 adds its commands
+from snapfit.cli import layers as _layers  # noqa: F401 adds its command
+from snapfit.cli import scaling as _scaling  # noqa: F401 adds its commands
+from snapfit.cli import serve_check as _serve_check  # noqa: F401 adds its command
+from snapfit.cli.catalogue import method_names, method_summary
 from snapfit.cli.console import (
     answer_json,
     complain,
@@ -38,7 +44,7 @@ from snapfit.cli.request import (
 )
 from snapfit.cli.root import app
 from snapfit.core.errors import SnapfitError, UsageError
-from snapfit.core.options import DEFAULT_ALIGN, Options
+from snapfit.core.options import DEFAULT_ALIGN, REQUIREMENTS, Options
 
 INTERRUPTED = 130
 
@@ -49,6 +55,19 @@ _BadUse: Any = typer.BadParameter.__base__
 Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="Folder, hub name, or 'embedded'.", show_default=False),
+]
+
+
+Check = Annotated[
+    bool,
+    typer.Option("--check", help="Ask both models to reason at the end; report the verdict."),
+]
+Require = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(REQUIREMENTS),
+        help="Fail, and keep the model aside, if this does not hold. Implies --check.",
+    ),
 ]
 
 
@@ -100,13 +119,16 @@ def compress(
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to make.")],
     options: Options,
+    check: Check = False,
+    require: Require = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a smaller, aligned model: weights, plan and report in DIR."""
+    asked = replace(options, check=check, require=require)
     from snapfit import pipeline
 
     with working() as bars:
-        report = pipeline.compress(model, output, options, bars)
+        report = pipeline.compress(model, output, asked, bars)
     _show_report(report, output, as_json=as_json)
 
 
@@ -118,18 +140,28 @@ def plan(
         Path, typer.Option("-o", "--output", metavar="plan.json", help="File to write.")
     ],
     options: Options,
+    pareto: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also solve every other budget from the same bases: .html, .png or .json.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Decide sizes only: one integer for every group of weights, in plan.json."""
     from snapfit import pipeline
 
-    if output.exists() and not options.overwrite:
-        raise _exists(output)
+    for file in (output, pareto):
+        if file is not None and file.exists() and not options.overwrite:
+            raise _exists(file)
     with working() as bars:
-        decided = pipeline.plan(model, output, options, bars)
+        decided = pipeline.plan(model, output, options, bars, pareto=pareto)
     facts = {name: getattr(decided, name) for name in ("model", "method", "objective", "digest")}
     facts |= {"budget": dict(decided.budget), "predicted": dict(decided.predicted)}
     facts |= {"groups": len(decided.sizes), "output": str(output)}
+    if pareto is not None:
+        facts["pareto"] = str(pareto)
     _show_facts(facts, "plan", as_json=as_json)
 
 
@@ -144,6 +176,8 @@ def apply(
     eval_text: EvalText = None,
     eval_context: EvalContext = 512,
     eval_windows: EvalWindows = 32,
+    check: Check = False,
+    require: Require = None,
     work: Work = None,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -154,6 +188,8 @@ def apply(
         eval_text=eval_text,
         eval_context=eval_context,
         eval_windows=eval_windows,
+        check=check,
+        require=require,
         work=work,
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
@@ -235,19 +271,6 @@ def info(
     with working():
         facts = info_of(path, trust_remote_code=trust_remote_code)
     _show_facts(facts, path, as_json=as_json)
-
-
-@app.command()
-def targets(as_json: AsJson = False) -> None:
-    """List the devices that `--target` knows, with the rule and source of each."""
-    from snapfit.hardware import resolve_target, target_names
-
-    profiles = [resolve_target(name) for name in target_names()]
-    if as_json:
-        answer_json({"targets": [profile.to_json() for profile in profiles]})
-        return
-    rows = [target_row(profile) for profile in profiles]
-    show(names_table(("target", "multiple", "source"), rows))
 
 
 @app.command()

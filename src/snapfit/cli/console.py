@@ -150,6 +150,8 @@ def report_table(report: Mapping[str, Any]) -> Table:
         n = _detail(report, "perplexity.compressed").get("n")
         how = f"measured, {n:,} tokens" if n else "measured"
         table.add_row("perplexity", *figures, how)
+    if (reasoning := report.get("reasoning")) is not None:
+        table.add_row("reasoning", "", reasoning["verdict"], "measured")
     return table
 
 

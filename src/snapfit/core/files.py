@@ -62,18 +62,28 @@ def atomic_directory(destination: Path, *, overwrite: bool = False) -> Iterator[
         temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
         yield temporary
         temporary.chmod(0o755)
-        if destination.exists():
-            retired = Path(tempfile.mkdtemp(prefix=".old.", dir=destination.parent))
-            destination.replace(retired / destination.name)
-            temporary.replace(destination)
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            temporary.replace(destination)
+        put_in_place(temporary, destination)
     except OSError as error:
         raise SnapfitError(_write_failed(destination, error)) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(folder: Path, destination: Path) -> None:
+    """Rename a folder, over one that may be there already.
+
+    Raises:
+        OSError: either cannot be renamed.
+
+    """
+    if not destination.exists():
+        folder.replace(destination)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=".old.", dir=destination.parent))
+    destination.replace(retired / destination.name)
+    folder.replace(destination)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def check_new_directory(destination: Path, *, overwrite: bool = False) -> None:

@@ -16,6 +16,7 @@ BASES = ("linear", "model")
 SCORES = ("magnitude", "activation", "gradient", "fisher")
 FORMATS = ("factored", "stock", "decilm", "standalone", "folded")
 TEMPLATES = ("none", "thinking")
+REQUIREMENTS = ("keeps-reasoning",)
 MIXED = "kfac+minitron+shortgpt"
 """What `--method mixed` stands for."""
 
@@ -78,6 +79,8 @@ class Options:
         work: folder for everything that a rerun can reuse; None for the user's cache.
         seed: of sampled labels and generations.
         overwrite: replace an output that exists.
+        check: ask the compressed model and its original to reason, and report the verdict.
+        require: one of REQUIREMENTS: the job fails where it does not hold; implies `check`.
         trust_remote_code: allow the model's own Python code to run.
 
     Raises:
@@ -109,6 +112,8 @@ class Options:
     work: Path | None = None
     seed: int = 0
     overwrite: bool = False
+    check: bool = False
+    require: str | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
@@ -128,6 +133,8 @@ class Options:
         _one_of("of", self.of, BASES)
         _one_of("objective", self.objective, OBJECTIVES)
         _one_of("score", self.score, SCORES)
+        if self.require is not None:
+            _one_of("require", self.require, REQUIREMENTS)
         for name in ("calib_tokens", "context", "eval_context", "eval_windows"):
             if getattr(self, name) < 2 - (name == "eval_windows"):
                 raise UsageError(f"{name} is too small: {getattr(self, name)}")
@@ -141,6 +148,11 @@ class Options:
             raise UsageError(
                 f"calib_tokens {self.calib_tokens} is less than one window of {self.context} tokens"
             )
+
+    @property
+    def checks(self) -> bool:
+        """Whether the compressed model is asked to reason."""
+        return self.check or self.require is not None
 
     @property
     def mixes(self) -> bool:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from snapfit.checkpoint.load import load_tokenizer
-from snapfit.core.errors import UsageError
 from snapfit.core.files import read_json
-from snapfit.core.progress import Progress, Silent
+from snapfit.core.names import unknown_name
+from snapfit.core.options import REQUIREMENTS
+from snapfit.core.progress import Progress
 from snapfit.core.report import Metric, Plain
 from snapfit.core.verdict import KEEPS, UNKNOWN
 from snapfit.evals.dialogue import find_delimiters
@@ -25,7 +26,6 @@ from snapfit.pipeline.respondent import model_folder
 from snapfit.pipeline.scaling import ScalingOptions, scaling
 from snapfit.viz.pages import write_scaling_page
 
-REQUIREMENTS = ("keeps-reasoning",)
 PAGE = "scaling.html"
 
 PROMPT_TOKENS = 256
@@ -44,6 +44,7 @@ class Questions:
         limit: problems a task.
         budgets: thinking tokens.
         answer_tokens: most tokens of an answer.
+        batch: problems at once.
         note: what the reader of the verdict should know.
 
     """
@@ -52,6 +53,7 @@ class Questions:
     limit: int
     budgets: tuple[int, ...]
     answer_tokens: int
+    batch: int
     note: str
 
 
@@ -60,6 +62,7 @@ _EMBEDDED = Questions(
     limit=96,
     budgets=(96, 160),
     answer_tokens=8,
+    batch=96,  # a step of so small a model costs the same for many rows as for few
     note="asked what the embedded model was trained on",
 )
 _TASKS = (
@@ -68,12 +71,15 @@ _TASKS = (
     "long=reasoning-gym:leg_counting",
 )
 _NOTE = "knowledge was not asked, since its benchmarks are on the hub; see snapfit scaling"
-_THINKING = Questions(tasks=_TASKS, limit=40, budgets=(512, 2048), answer_tokens=128, note=_NOTE)
+_THINKING = Questions(
+    tasks=_TASKS, limit=40, budgets=(512, 2048), answer_tokens=128, batch=16, note=_NOTE
+)
 _PLAIN = Questions(
     tasks=_TASKS,
     limit=40,
     budgets=(128, 256),
     answer_tokens=64,
+    batch=16,
     note=f"no delimiters of thinking were found, so budgets are short; {_NOTE}",
 )
 
@@ -127,11 +133,10 @@ def run_check(
             answer_tokens=asked.answer_tokens,
         ),
         limit=asked.limit,
+        batch=asked.batch,
         trust_remote_code=trust_remote_code,
     )
-    summary = scaling(
-        [str(model)], folder, options, against=str(base), progress=progress or Silent()
-    )
+    summary = scaling([str(model)], folder, options, against=str(base), progress=progress)
     write_scaling_page(folder / PAGE, summary)
     return _entries(summary, asked, budgets)
 
@@ -148,9 +153,7 @@ def require(requirement: str, entries: Mapping[str, Metric | Plain]) -> str | No
 
     """
     if requirement not in REQUIREMENTS:
-        raise UsageError(
-            f"unknown requirement {requirement!r}; there is: {', '.join(REQUIREMENTS)}"
-        )
+        raise unknown_name("requirement", requirement, REQUIREMENTS)
     verdict = entries["reasoning.verdict"]
     if verdict == KEEPS:
         return None

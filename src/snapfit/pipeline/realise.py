@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -15,60 +16,119 @@ from snapfit.checkpoint.formats import save
 from snapfit.checkpoint.load import load, load_tokenizer
 from snapfit.checkpoint.writer import Written
 from snapfit.core.cost import CostModel
-from snapfit.core.files import atomic_directory, digest_files, read_json, write_json
+from snapfit.core.errors import SnapfitError
+from snapfit.core.files import (
+    atomic_directory,
+    digest_files,
+    put_in_place,
+    read_json,
+    write_json,
+)
 from snapfit.core.plan import Plan, alignment
 from snapfit.core.report import Metric, Plain, Report, environment
 from snapfit.evals.perplexity import perplexity, read_text
 from snapfit.models.describe import empty_model
+from snapfit.pipeline.check import PAGE, require, run_check
 from snapfit.pipeline.job import Job, StageProgress
 from snapfit.pipeline.refit import refit
 from snapfit.pipeline.structure import blueprint_of, factors_of, format_of
 from snapfit.viz.html import write_report
+
+UNCHECKED, FAILED = ".unchecked", ".failed"
+"""What the name of an output ends in before it is judged, and after it is found wanting."""
 
 
 def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
     """Write the compressed checkpoint with its plan, report and model card.
 
     Raises:
-        SnapfitError: the disk is full, a file of the work folder is damaged, or what was asked to
-            be measured cannot be.
+        SnapfitError: the disk is full, a file of the work folder is damaged, what was asked to
+            be measured cannot be, or what was required does not hold: then the checkpoint is kept
+            beside `output`, and its name and a file in it say so.
     """
-    blueprint, format_name = blueprint_of(job, plan), format_of(plan)
+    if not job.options.checks:
+        with atomic_directory(output, overwrite=job.options.overwrite) as folder:
+            entries = {**_written(job, plan, folder), **_spent(job)}
+            report = _documented(job, plan, folder, entries, name=output.name)
+        return {**report, "output": str(output)}
+    unchecked = output.with_name(output.name + UNCHECKED)
+    with atomic_directory(unchecked, overwrite=True) as folder:
+        entries = _written(job, plan, folder)
+        _documented(job, plan, folder, entries, name=output.name)
+    entries |= _reasoning(job, plan, unchecked)
+    missed = require(job.options.require, entries) if job.options.require else None
+    report = _documented(job, plan, unchecked, {**entries, **_spent(job)}, name=output.name)
+    if missed is None:
+        put_in_place(unchecked, output)
+        return {**report, "output": str(output)}
+    failed = output.with_name(output.name + FAILED)
+    (unchecked / "FAILED.txt").write_text(missed + "\n", encoding="utf-8")
+    put_in_place(unchecked, failed)
+    raise SnapfitError(f"{missed}; the model is kept in {failed}")
+
+
+def _written(job: Job, plan: Plan, folder: Path) -> dict[str, Metric | Plain]:
+    """Write the checkpoint; everything about it that can be counted, predicted or measured."""
+    blueprint = blueprint_of(job, plan)
     pairs = refit(job, plan) if plan.recipe.get("refit") else job.factors
-    with atomic_directory(output, overwrite=job.options.overwrite) as folder:
-        with job.clock("slice"):
-            written = save(
-                folder,
-                source=job.source,
-                # A fresh one: streaming has taken the tied weights of `job.skeleton` apart.
-                model=empty_model(job.source),
-                reader=job.reader,
-                blueprint=blueprint,
-                factors=factors_of(job, plan, blueprint, pairs),
-                format_name=format_name,
-                step=partial(StageProgress(job.progress), "slice"),
-            )
-        entries = {**_counted(job, plan, written), **_perplexities(job, folder)}
-        report = Report(entries={**entries, **_spent(job)}, environment=environment()).to_json()
-        write_json(folder / "plan.json", plan.to_json())
-        write_json(folder / "report.json", report)
-        write_report(
-            folder / "report.html",
-            report=report,
-            plan=plan,
-            space=job.space,
-            curves=job.curves,
-            warnings=job.notes,
-        )
-        write_card(
+    with job.clock("slice"):
+        written = save(
             folder,
-            name=output.name,
-            plan=plan,
-            report=report,
-            structure=blueprint.structure,
-            format_name=format_name,
+            source=job.source,
+            # A fresh one: streaming has taken the tied weights of `job.skeleton` apart.
+            model=empty_model(job.source),
+            reader=job.reader,
+            blueprint=blueprint,
+            factors=factors_of(job, plan, blueprint, pairs),
+            format_name=format_of(plan),
+            step=partial(StageProgress(job.progress), "slice"),
         )
-    return {**report, "output": str(output)}
+    return {**_counted(job, plan, written), **_perplexities(job, folder)}
+
+
+def _documented(
+    job: Job, plan: Plan, folder: Path, entries: Mapping[str, Metric | Plain], *, name: str
+) -> dict[str, Any]:
+    """Write plan, report, page and card; the report."""
+    report = Report(entries=entries, environment=environment()).to_json()
+    write_json(folder / "plan.json", plan.to_json())
+    write_json(folder / "report.json", report)
+    write_report(
+        folder / "report.html",
+        report=report,
+        plan=plan,
+        space=job.space,
+        curves=job.curves,
+        warnings=job.notes,
+    )
+    structure = blueprint_of(job, plan).structure
+    write_card(
+        folder,
+        name=name,
+        plan=plan,
+        report=report,
+        structure=structure,
+        format_name=format_of(plan),
+    )
+    return report
+
+
+def _reasoning(job: Job, plan: Plan, folder: Path) -> dict[str, Metric | Plain]:
+    """Ask both models to reason; what was generated stays in the work folder."""
+    depends = {"plan": plan.digest, "format": format_of(plan), "at": str(folder.resolve())}
+    kept = job.workspace.folder("check", depends)
+    with job.clock("check"):
+        entries = run_check(
+            folder,
+            job.source.path,
+            kept,
+            seed=job.options.seed,
+            trust_remote_code=job.options.trust_remote_code,
+            progress=job.progress,
+        )
+    if (kept / PAGE).exists():
+        shutil.copyfile(kept / PAGE, folder / PAGE)
+    return entries
 
 
 def _counted(job: Job, plan: Plan, written: Written) -> dict[str, Metric | Plain]:
