@@ -67,6 +67,8 @@ def solve(
     items: Sequence[Item],
     budgets: Mapping[str, int] | Sequence[int],
     ties: Sequence[Sequence[str]] = (),
+    *,
+    relative: float = RELATIVE_TOLERANCE,
 ) -> Solution:
     """Choose one size per item.
 
@@ -75,6 +77,8 @@ def solve(
         budgets: one or two upper limits on total cost, by column; a sequence is named
             'budget 1', 'budget 2'.
         ties: names of items that must get one common size.
+        relative: losses closer than this times the optimal loss are treated as equal; a larger
+            one saves time.
 
     Raises:
         Infeasible: no answer is within the budgets; names the smallest value of each that can
@@ -92,7 +96,7 @@ def solve(
     largest = float(np.maximum.reduceat(np.abs(choices.losses), choices.starts[:-1]).sum())
     exponent = -math.frexp(largest)[1] if largest > 0 else 0
     scaled = replace(choices, losses=np.ldexp(choices.losses, exponent))
-    found = _optimum(scaled, start, _ROUNDING * math.ldexp(largest, exponent))
+    found = _optimum(scaled, start, _ROUNDING * math.ldexp(largest, exponent), relative)
     sizes = {
         name: int(problem.sizes[chosen])
         for names, chosen in zip(problem.names, found.pick, strict=True)
@@ -137,7 +141,7 @@ def _check(items: Sequence[Item], budgets: dict[str, int]) -> None:
         raise UsageError(f"total cost {total} is too large; use a coarser unit (limit 2^53)")
 
 
-def _optimum(choices: Choices, start: Ints, rounding: float) -> Found:
+def _optimum(choices: Choices, start: Ints, rounding: float, relative: float) -> Found:
     """Search; with two budgets first under each alone, since often only one of them binds."""
     single: list[Found] = []
     if len(choices.budgets) == 2:
@@ -145,14 +149,14 @@ def _optimum(choices: Choices, start: Ints, rounding: float) -> Found:
             relaxed = replace(
                 choices, costs=choices.costs[:, column], budgets=choices.budgets[column]
             )
-            found = search(relaxed, start, absolute=rounding, relative=RELATIVE_TOLERANCE)
+            found = search(relaxed, start, absolute=rounding, relative=relative)
             if (
                 choices.fits(found.pick)
                 and choices.loss(found.pick) - found.bound <= found.tolerance
             ):
                 return found
             single.append(found)
-    found = search(choices, start, absolute=rounding, relative=RELATIVE_TOLERANCE)
+    found = search(choices, start, absolute=rounding, relative=relative)
     # What holds without a budget holds with it.
     bounds = [found.bound, *(one.bound - one.tolerance for one in single)]
     return replace(found, bound=min(max(bounds), choices.loss(found.pick)))

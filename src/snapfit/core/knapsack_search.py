@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from snapfit.core.knapsack_swaps import swapped
 from snapfit.core.relaxation import Choices, Floats, Ints, Relaxation, relax
 
 ROUNDS = ((400, 24), (4_000, 64), (30_000, 512), (150_000, 1 << 30))
@@ -85,7 +86,7 @@ def search(
 
     """
     relaxation = relax(choices, start)
-    pick, bound = relaxation.pick, relaxation.bound
+    pick, bound = swapped(choices, relaxation), relaxation.bound
     # The optimum lies between bound and loss, so it is at least as large as the smaller of the
     # two in size, if they have one sign.
     loss = choices.loss(pick)

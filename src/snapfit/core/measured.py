@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snapfit.core.curve import NATS, Curve
+from snapfit.core.space import Group
 
 LEAST = 1e-7
 """Nats a token: below this, rounding in float32 decides what is measured."""
@@ -64,7 +65,9 @@ def calibrated(curve: Curve, points: Sequence[Point], *, typical: float = 1.0) -
     scale = np.full(len(sizes), typical)
     if inside:
         at = np.array([point.size for point in inside])
-        logs = np.log(np.maximum(np.interp(at, sizes, losses), floor))
+        predicted = np.interp(at, sizes, losses)
+        floor = min(floor, float(predicted[predicted > 0].min(initial=floor)))
+        logs = np.log(np.maximum(predicted, floor))
         ratios = np.log([max(point.loss.nats, LEAST) for point in inside]) - logs
         order = np.argsort(logs, kind="stable")
         everywhere = np.log(np.maximum(losses, floor))
@@ -92,18 +95,16 @@ def typical_ratio(curves: Sequence[tuple[Curve, Sequence[Point]]]) -> float:
     return float(np.exp(np.mean(logs))) if logs else 1.0
 
 
-def probe_sizes(legal: NDArray[np.int64], count: int, *, removed: bool) -> tuple[int, ...]:
-    """Sizes to measure: `count` spread evenly between the ends, and 0 where it is legal.
+def probe_sizes(group: Group, shares: Sequence[float], *, removed: bool) -> tuple[int, ...]:
+    """Sizes to measure, increasing.
 
     Args:
-        legal: (k,) increasing; the last is full.
-        count: how many, 0 and full not counted; all when there are no more than that.
+        group: whose sizes; what is legal does not matter, so that no target asks for new ones.
+        shares: of the break-even rank, or of the full width or number of heads.
         removed: whether size 0 is measured.
 
     """
-    between = legal[(legal > 0) & (legal < legal[-1])]
-    if len(between) > count:
-        shares = np.arange(1, count + 1) / (count + 1)
-        between = between[np.round(shares * (len(between) - 1)).astype(np.int64)]
-    zero = (0,) if removed and legal[0] == 0 else ()
-    return (*zero, *(int(size) for size in between))
+    most = group.break_even if group.kind == "rank" else group.full
+    sizes = {round(share * most) for share in shares}
+    between = sorted(size for size in sizes if max(1, group.least) <= size < group.full)
+    return (*((0,) if removed else ()), *between)

@@ -37,6 +37,15 @@ class MixedSpace(Space):
         )
         return self.dense_params - saved
 
+    def counted(self, sizes: Mapping[str, int]) -> tuple[Group, ...]:
+        """Groups that together are the weights at `sizes`: of several over one weight, one."""
+        return tuple(
+            group
+            for groups in by_layer(self).values()
+            for part in parts_of(groups)
+            for group in _standing_for(part, sizes)
+        )
+
 
 def covered_params(groups: Sequence[Group]) -> int:
     """Parameters of all matrices of `groups`; those that several groups share count once."""
@@ -121,6 +130,15 @@ def reasons(space: Space, sizes: Mapping[str, int]) -> dict[str, str]:
                 else:
                     texts[group.name] = f"does not apply: {way}"
     return texts
+
+
+def _standing_for(part: Sequence[Group], sizes: Mapping[str, int]) -> list[Group]:
+    """The group that is narrowed, or else the rank groups where there are any."""
+    whole = [group for group in part if group.kind != "rank"]
+    narrowed = [group for group in whole if sizes.get(group.name, group.full) < group.full]
+    if narrowed:
+        return narrowed
+    return [group for group in part if group.kind == "rank"] or whole
 
 
 _TEXTS = {

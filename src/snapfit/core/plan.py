@@ -105,7 +105,7 @@ class Plan:
             for name in ("model", "revision", "architecture", "method", "objective", "version")
         }
         for name in ("architecture", "method", "objective"):
-            if not re.fullmatch(r"[A-Za-z0-9_-]+", texts[name]):
+            if not re.fullmatch(r"[A-Za-z0-9_+-]+", texts[name]):
                 raise CorruptFile(f"plan's {name} {_show(texts[name])} is not a plain name")
         sizes = _table(data["sizes"], "sizes")
         if not sizes:
@@ -204,7 +204,7 @@ def alignment(space: Space, sizes: Mapping[str, int], multiple: int) -> float:
     its kernel sees. Matrices that are removed do not count.
     """
     fits, total = 0, 0
-    for group in space.groups:
+    for group in space.counted(sizes):
         size = sizes.get(group.name, group.full)
         for rows, cols in _left(group, size):
             total += 1

@@ -18,12 +18,16 @@ from snapfit.core.budgets import Column, column
 from snapfit.core.candidates import AlignRule, legal_sizes
 from snapfit.core.curve import Curve
 from snapfit.core.errors import Infeasible, UsageError
+from snapfit.core.knapsack import RELATIVE_TOLERANCE
 from snapfit.core.latency import Stopwatch
 from snapfit.core.objectives import Choice, choose
 from snapfit.core.plateaus import candidates
 from snapfit.core.space import Group, Space
 
 _ATTEMPTS = 5
+
+ROUGHLY = 1e-4
+"""Of the optimal loss: times are known to some per cent, so nearer is not worth the seconds."""
 
 _FIXED = {
     "kv": "no size that this method decides changes the KV cache; use one that removes heads or "
@@ -74,6 +78,7 @@ class Planner:
         curves: Mapping[str, Curve] | None = None,
         unaligned: Mapping[str, float] | None = None,
         scores: Mapping[str, float] | None = None,
+        relative: float | None = None,
     ) -> Choice:
         """Choose sizes; see `snapfit.core.objectives.choose`.
 
@@ -83,6 +88,8 @@ class Planner:
             curves: loss curves, for 'curve'.
             unaligned: the method's own sizes, for the others.
             scores: worth of a parameter.
+            relative: how far from optimal the answer may be; None for `ROUGHLY` under a budget of
+                latency, and next to nothing under others.
 
         Raises:
             Infeasible: says, as shares, what can be met.
@@ -93,6 +100,8 @@ class Planner:
         limits = {name: columns[name].limit(share) for name, share in shares.items()}
         for name, limit in limits.items():
             self._check_changes(columns[name], limit)
+        if relative is None:
+            relative = ROUGHLY if "latency" in shares else RELATIVE_TOLERANCE
         for _ in range(_ATTEMPTS):
             try:
                 choice = choose(
@@ -105,6 +114,7 @@ class Planner:
                     curves=curves,
                     unaligned=unaligned,
                     scores=scores,
+                    relative=relative,
                 )
             except Infeasible as error:
                 raise self._unmet(error, shares) from error
@@ -157,8 +167,16 @@ class Planner:
         # Rounded up: the share that is printed can be met.
         told = {name: math.ceil(share * 1e4) / 1e4 for name, share in nearest.items()}
         reachable = " or ".join(f"{name}={share:g}" for name, share in told.items())
+        advice = "ask for less, or align to a smaller multiple"
+        if self.watch is not None and told.get("latency", 0.0) >= 1:
+            # Two small products take longer to launch than one takes to run.
+            advice = (
+                f"for {self.watch.workload} no size that may be chosen is faster than dense on "
+                f"{self.watch.timer.device}; more tokens, or a method that removes channels, heads "
+                "or layers, may be"
+            )
         return Infeasible(
             f"no choice of legal sizes keeps within {asked} of the dense model; the nearest that "
-            f"can be met is {reachable}; ask for less, or align to a smaller multiple",
+            f"can be met is {reachable}; {advice}",
             nearest=told,
         )

@@ -10,6 +10,7 @@ Everything here is plain data: no tensors, no model, readable from `space.json`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -188,6 +189,10 @@ class Space:
     def params(self, sizes: dict[str, int]) -> int:
         """Parameters of all groups at `sizes`; groups that are not named stay dense."""
         return sum(group.params(sizes.get(group.name, group.full)) for group in self.groups)
+
+    def counted(self, sizes: Mapping[str, int]) -> tuple[Group, ...]:  # noqa: ARG002
+        """Groups that together are the weights at `sizes`, each weight once: all of them."""
+        return self.groups
 
     def of_kind(self, *kinds: Kind) -> Space:
         """The space with the groups of these kinds only, and no ties."""

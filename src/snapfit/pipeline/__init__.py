@@ -56,10 +56,20 @@ def plan(
     *,
     pareto: Path | None = None,
 ) -> Plan:
-    """Decide only: write `plan.json`. Arguments and errors as of `compress`, and:
+    """Decide only: write `plan.json`.
 
     Args:
+        model: folder, hub name, or 'embedded'.
+        output: file to write.
+        options: what is asked; see `Options`.
+        progress: told what goes on.
         pareto: .html, .png or .json file for what every other budget would cost.
+
+    Returns:
+        The plan.
+
+    Raises:
+        SnapfitError: as `compress`.
     """
     job = job_of(model, options or Options(), progress or Silent())
     if pareto is not None:

@@ -38,6 +38,18 @@ def target_of(options: Options) -> Target | None:
     return None if options.target is None else resolve_target(options.target)
 
 
+def check_target(job: Job) -> None:
+    """Refuse a target that cannot serve the model however it is compressed.
+
+    Raises:
+        UsageError: nothing is called that; or names the rules that clash.
+
+    """
+    target = target_of(job.options)
+    if target is not None:
+        target.check(job.space)
+
+
 def planner_of(job: Job) -> Planner:
     """A planner for the job's space, rules and target; times are asked when first needed.
 

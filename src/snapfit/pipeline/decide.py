@@ -14,9 +14,11 @@ from snapfit.core.space import Space
 from snapfit.evals.sensitivity import SensitivityProbe
 from snapfit.methods._width_stage import importance
 from snapfit.methods.base import Allocation, RankMethod, WidthMethod
-from snapfit.pipeline.budget import asked, planner_of, predicted_latency
+from snapfit.pipeline.budget import asked, check_target, planner_of, predicted_latency
 from snapfit.pipeline.depth_job import DepthJob, decide_depth
 from snapfit.pipeline.job import Job
+from snapfit.pipeline.mixed import decide_mixed
+from snapfit.pipeline.mixed_job import MixedJob
 from snapfit.pipeline.probe import role_corrections
 from snapfit.pipeline.record import recorded
 
@@ -31,8 +33,11 @@ def decide(job: Job) -> Plan:
         Infeasible: the budget cannot be reached; says the nearest that can.
         SnapfitError: whatever stops an earlier stage.
     """
+    check_target(job)  # now, not after an hour of calibration
     for note in job.notes:
         job.progress.note(note)
+    if isinstance(job, MixedJob):
+        return decide_mixed(job)
     if isinstance(job, DepthJob):
         return decide_depth(job)
     return _decide(job)

@@ -8,6 +8,7 @@ from snapfit.core.progress import Progress
 from snapfit.methods.registry import load_method
 from snapfit.pipeline.depth_job import DepthJob
 from snapfit.pipeline.job import Job
+from snapfit.pipeline.mixed_job import MixedJob
 
 
 def job_of(model: str, options: Options, progress: Progress) -> Job:
@@ -19,8 +20,6 @@ def job_of(model: str, options: Options, progress: Progress) -> Job:
 
     """
     if options.mixes:
-        from snapfit.pipeline.mixed import MixedJob
-
         return MixedJob(model=model, options=options, progress=progress)
     if load_method(options.method, options.settings).kind == "depth":
         return DepthJob(model=model, options=options, progress=progress)

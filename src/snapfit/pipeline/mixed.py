@@ -16,8 +16,6 @@ from snapfit.pipeline.mixed_job import MixedJob
 from snapfit.pipeline.mixed_search import Search
 from snapfit.pipeline.record import recorded
 
-__all__ = ["MixedJob", "decide_mixed"]
-
 CHECKS = 16
 """Steps of the progress bar while whole plans are measured; about as many as there are."""
 
