@@ -145,9 +145,7 @@ def scaling(
     show(scaling_table(summary))
     for model, entry in summary["models"].items():
         if "verdict" in entry:
-            say(f"{model}: {entry['verdict']['label']}")
-            for reason in entry["verdict"]["reasons"]:
-                say(f"  {reason}")
+            show(verdict_table(model, entry["verdict"]))
     say(f"report: {folder / PAGE}")
 
 
@@ -178,46 +176,53 @@ def traces(
         answer_json(found)
         return
     show(_habits_table(found))
-    for row in found["anatomies"]:
-        say(
-            f"{row['model']}, {row['task']}: {row['right']} of {row['chains']} chains right, "
-            f"{row['rate']:.2%} first errors a step ({row['expected']:.1f} right expected of that "
-            f"rate alone), {row['corrected']} of {row['wrong']} errors corrected"
-        )
+    if found["anatomies"]:
+        show(_anatomy_table(found))
     if html is not None:
         say(f"report: {html}")
 
 
 def scaling_table(summary: Mapping[str, Any]) -> Table:
-    """Accuracy at every budget by model and task, at most as wide as a terminal."""
+    """Accuracy, a row for every task, model and budget, as wide as a small terminal."""
     table = Table(title="accuracy by thinking budget", title_justify="left", width=WIDTH)
     table.add_column("task", overflow="fold")
     table.add_column("model", overflow="fold")
-    budgets = sorted(
-        {
-            budget
-            for entry in summary["models"].values()
-            for found in entry["tasks"].values()
-            for budget in found["budgets"]
-        }
-    )
-    for budget in budgets:
-        table.add_column(str(budget) if budget else "none", justify="right")
+    for heading in ("budget", "accuracy", "95% interval", "cut"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for task in summary["settings"]["tasks"]:
         for model, entry in summary["models"].items():
             found = entry["tasks"].get(task)
             if found is None:
                 continue
-            at = dict(zip(found["budgets"], found["accuracy"], strict=True))
-            cells = [_interval(at[budget]) if budget in at else "" for budget in budgets]
-            table.add_row(task, model, *cells)
+            cut = found.get("truncated", [None] * len(found["budgets"]))
+            for row, budget in enumerate(found["budgets"]):
+                table.add_row(
+                    "" if row else task,
+                    "" if row else model,
+                    str(budget) if budget else "none",
+                    *_interval(found["accuracy"][row]),
+                    f"{cut[row]:.0%}" if budget else "",
+                    end_section=row == len(found["budgets"]) - 1,
+                )
+    return table
+
+
+def verdict_table(model: str, verdict: Mapping[str, Any]) -> Table:
+    """What became of a model: a row for every family, with the reason."""
+    title = f"{model}: {verdict['label']}"
+    table = Table(title=title, title_justify="left", width=WIDTH, show_lines=True)
+    table.add_column("family", no_wrap=True)
+    table.add_column("verdict, and why")
+    for family, found in verdict["families"].items():
+        table.add_row(family, found["reason"].removeprefix(f"{family}: "))
+    if not verdict["families"]:
+        table.add_row("none", *verdict["reasons"])
     return table
 
 
 def _habits_table(found: Mapping[str, Any]) -> Table:
     table = Table(title="traces, means of each", title_justify="left", width=WIDTH)
-    for heading in ("model", "task", "n", "Self-BLEU", "repeated", "verify", "back", "goals"):
-        table.add_column(heading, justify="left" if heading in {"model", "task"} else "right")
+    _columns(table, "n", "Self-BLEU", "repeat", "verify", "back", "goals")
     for row in found["rows"]:
         habits = [f"{count:.1f}" for count in row["behaviours"].values()]
         table.add_row(
@@ -231,11 +236,41 @@ def _habits_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def _interval(entry: Mapping[str, float | None]) -> str:
+def _anatomy_table(found: Mapping[str, Any]) -> Table:
+    title = "chains: how many are right, and what went wrong first in the others"
+    table = Table(title=title, title_justify="left", width=WIDTH)
+    _columns(table, "right", "expected", "a step", "ran on", "fixed")
+    for row in found["anatomies"]:
+        table.add_row(
+            row["model"],
+            row["task"],
+            f"{row['right']} of {row['chains']}",
+            f"{row['expected']:.1f}",
+            f"{row['rate']:.2%}",
+            str(row["overrun"]),
+            f"{row['corrected']} of {row['wrong']}",
+        )
+    table.caption = (
+        "expected: right if every step failed at the rate 'a step'; ran on: all steps right, but "
+        "it did not stop"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _columns(table: Table, *figures: str) -> None:
+    for heading in ("model", "task"):
+        table.add_column(heading, overflow="fold")
+    for heading in figures:
+        table.add_column(heading, justify="right", no_wrap=True)
+
+
+def _interval(entry: Mapping[str, float | None]) -> tuple[str, str]:
     value, low, high = entry["value"], entry["low"], entry["high"]
-    if value is None or low is None or high is None:
-        return "" if value is None else f"{value:.0%}"
-    return f"{value:.0%} ±{100 * (high - low) / 2:.0f}"
+    shown = "" if value is None else f"{value:.1%}"
+    if low is None or high is None:
+        return shown, "too few"
+    return shown, f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:

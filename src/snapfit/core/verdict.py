@@ -130,7 +130,8 @@ def judge_family(base: Outcomes, other: Outcomes, *, name: str, seed: int = 0) -
         above = solved > FLOOR
         needed = _needed(base.problems, heights["base"], FLOOR) if above else None
     else:
-        reason = f"{shown}: {label}"
+        # Knowing is not reasoning.
+        reason = f"{shown}: {'kept' if label == KEEPS and name == KNOWLEDGE else label}"
         needed = 0
     if label == UNKNOWN and floor >= FLOOR:
         needed = _needed(base.problems, kept, KEEP, BREAK)

@@ -9,9 +9,10 @@ from snapfit.core.progress import Progress
 from snapfit.evals.choices import Chooser
 from snapfit.evals.dialogue import Dialogue
 from snapfit.evals.generators.base import Generator
+from snapfit.evals.recall import recall
 from snapfit.evals.records import Answer, Pick, RecordFile, Thought, read_records
 from snapfit.evals.tasks.base import Problem, Task
-from snapfit.evals.thinking import Sampling, answer, recall, think
+from snapfit.evals.thinking import Sampling, answer, check_context, think
 
 RECALL_TOKENS = 16
 """Most tokens of an answer that needs no thinking."""
@@ -101,6 +102,12 @@ def _generate(
     wanted.sort(key=lambda pair: (pair[1], len(pair[0].question)))
     with RecordFile(path) as file:
         if wanted:
+            check_context(
+                task,
+                sampling=sampling,
+                dialogue=model.dialogue,
+                context=model.generator.context,
+            )
             progress.stage(f"{label} {task.name}: think", len(wanted))
             for thought in think(
                 task,
@@ -118,7 +125,7 @@ def _generate(
             budgets = tuple(b for b in sampling.budgets if (problem.id, sample, b) not in answered)
             if budgets:
                 open_ended.append((problem, thought, budgets))
-        open_ended.sort(key=lambda item: item[1].prompt_tokens + len(item[1].ids))
+        open_ended.sort(key=lambda item: len(item[1].prompt) + len(item[1].ids))
         if open_ended:
             total = sum(len(budgets) for _, _, budgets in open_ended)
             progress.stage(f"{label} {task.name}: answer", total)

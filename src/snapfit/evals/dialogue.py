@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from snapfit.core.errors import SnapfitError
+from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.evals.generators.base import Ids
 
 FINAL = "Final Answer:"
@@ -53,9 +53,14 @@ def find_delimiters(
     Args:
         tokenizer: of transformers.
         start: given by the user, with `end`.
-        end: given by the user.
+        end: given by the user; alone where the chat template opens thinking by itself.
+
+    Raises:
+        UsageError: only `start` is given, so that thinking would never end.
 
     """
+    if start and not end:
+        raise UsageError(f"thinking that opens with {start!r} needs an end; give --think-end too")
     if start is not None or end is not None:
         return _sayable(tokenizer, Delimiters(start=start or "", end=end or "", source="given"))
     template = getattr(tokenizer, "chat_template", None)
@@ -146,7 +151,12 @@ class Dialogue:
         if not cut and marks.end:
             return self._ids(marks.end)
         asked = f"\n{marks.final}" if marks.final else ""
-        return self._ids(f"\n{marks.end}{asked}") if marks.end else self._ids(asked)
+        return self._ids(f"\n{marks.end}{asked}" if marks.end else asked)
+
+    def asked(self, *, cut: bool) -> str:
+        """What `close` puts right before the answer in words; '' where the model begins it."""
+        marks = self.delimiters
+        return marks.final if cut or not marks.end else ""
 
     def again(self) -> Ids:
         """What is written in place of the end of thinking, to make the model think on."""

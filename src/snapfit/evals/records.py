@@ -30,23 +30,23 @@ class Thought:
     Attributes:
         problem: its id.
         sample: which of its samples.
+        prompt: token ids that it follows.
         ids: thinking tokens, at most the largest budget.
         ended: 'stop' by itself, 'eos' by ending the sequence, 'length' by the budget.
-        extensions: how often it was made to go on.
+        waits: thinking tokens before each end of thinking that was replaced by "Wait".
         seconds: share of the time its batches took.
         seed: of its sampling.
-        prompt_tokens: tokens of the prompt.
 
     """
 
     problem: str
     sample: int
+    prompt: tuple[int, ...]
     ids: tuple[int, ...]
     ended: str
-    extensions: int
+    waits: tuple[int, ...] = ()
     seconds: float
     seed: int
-    prompt_tokens: int
     kind: str = "thought"
 
 
@@ -64,7 +64,8 @@ class Answer:
         text: of the answer.
         answer: what was understood, or None.
         correct: exactly right.
-        seconds: share of the time its batch took, thinking not included.
+        seconds: share of the time its batch took, thinking not included; budgets that leave the
+            thought whole share one answer, and each has its time.
 
     """
 
@@ -108,6 +109,9 @@ class Pick:
 
 Record: TypeAlias = Thought | Answer | Pick
 
+_START = b'{"problem": '
+"""Of every line, so that a torn one can be told from a stranger's."""
+
 _KINDS: dict[str, Any] = {"thought": Thought, "answer": Answer, "pick": Pick}
 
 
@@ -126,8 +130,7 @@ class RecordFile:
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            whole = _whole_bytes(self.path)
-            os.truncate(self.path, whole)
+            os.truncate(self.path, _whole_bytes(self.path))
         self._stream = self.path.open("a", encoding="utf-8")
         return self
 
@@ -153,14 +156,14 @@ def read_records(path: Path) -> Iterator[Record]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.endswith(b"\n"):
-                return  # torn by a kill
+                return  # torn by a kill, or a stranger's: `RecordFile` tells
             yield _record(line, path, number)
 
 
 def _record(line: bytes, path: Path, number: int) -> Record:
     try:
         data = json.loads(line)
-        for name in ("ids", "log_likelihoods"):
+        for name in ("prompt", "ids", "waits", "log_likelihoods"):
             if name in data:
                 data[name] = tuple(data[name])
         record: Record = _KINDS[data["kind"]](**data)
@@ -172,6 +175,20 @@ def _record(line: bytes, path: Path, number: int) -> Record:
 
 
 def _whole_bytes(path: Path) -> int:
-    """Bytes up to the end of the last whole line."""
+    """Bytes up to the end of the last whole line.
+
+    Raises:
+        CorruptFile: what follows it is no part of a record, so it is not ours to drop.
+
+    """
+    whole = 0
     with path.open("rb") as stream:
-        return sum(len(line) for line in stream if line.endswith(b"\n"))
+        for line in stream:
+            if line.endswith(b"\n"):
+                whole += len(line)
+            elif not _START.startswith(line[: len(_START)]):
+                raise CorruptFile(
+                    f"{path} ends with something that is no record of snapfit: "
+                    f"{line[:40]!r}; delete it, or use another folder"
+                )
+    return whole

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from snapfit.core.errors import SnapfitError
+from snapfit.evals.dialogue import FINAL
 from snapfit.evals.tasks.base import Equivalence, Judged, Problem
+
+_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|begin|end)\{[^{}]*\}|\\[A-Za-z]+")
+_WORD = re.compile(r"[A-Za-z]{2}")
 
 SECONDS = 5
 """For parsing one answer, or comparing two: some expressions never end."""
@@ -20,7 +25,7 @@ def judge_math(problem: Problem, text: str) -> Judged:
         SnapfitError: math-verify is not installed.
 
     """
-    found = _parsed(text)
+    found = _understood(text)
     if not found:
         return Judged(answer=None, correct=False)
     return Judged(answer=_shown(found), correct=_equal(_gold(problem.answer), found))
@@ -36,17 +41,42 @@ def same_answer(equivalence: Equivalence) -> Callable[[str, str], bool]:
     if equivalence == "exact":
         return str.__eq__
 
-    def same(first: str, second: str) -> bool:
-        return first == second or _equal(_gold(first), _gold(second))
+    return _same_mathematics
 
-    return same
+
+@lru_cache(maxsize=65536)
+def _same_mathematics(first: str, second: str) -> bool:
+    return first == second or _equal(_gold(first), _gold(second))
 
 
 @lru_cache(maxsize=4096)
 def _gold(text: str) -> Any:
-    """A gold answer may be bare LaTeX, so it is read within dollar signs first."""
-    found = _parsed(text) if "$" in text or "\\boxed" in text else _parsed(f"${text}$")
-    return found or _parsed(text)
+    """A gold answer may be bare LaTeX, so it is read within dollar signs first.
+
+    A dollar sign behind a backslash is money.
+    """
+    return (_parsed(text) if _marked(text) else _parsed(f"${text}$")) or _parsed(text)
+
+
+def _understood(text: str) -> Any:
+    """The mathematics of an answer.
+
+    After 'Final Answer:' it is the first line: what follows may be another question that the model
+    made up. A line without words may be bare LaTeX, which is not found where nothing marks it.
+    """
+    asked = text.startswith(FINAL)
+    lines = [line for line in text.removeprefix(FINAL).splitlines() if line.strip()]
+    if lines and (asked or len(lines) == 1):
+        line = lines[0].strip().strip("*`").rstrip(".")
+        bare = not _marked(line) and not _WORD.search(_COMMAND.sub("", line))
+        found = (bare and _parsed(f"${line}$")) or _parsed(line)
+        if found:
+            return found
+    return _parsed(text)
+
+
+def _marked(text: str) -> bool:
+    return any(mark in text.replace("\\$", "") for mark in ("$", "\\boxed", "\\(", "\\["))
 
 
 def _parsed(text: str) -> Any:

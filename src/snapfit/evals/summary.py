@@ -25,10 +25,9 @@ from snapfit.core.resample import Interval, mean_interval
 from snapfit.core.verdict import Verdict, judge
 from snapfit.evals.records import Answer, Pick, Thought, read_records
 from snapfit.evals.scoring import same_answer
+from snapfit.evals.traces.text import REPEATED, repeated_share
 
 SETTINGS = "settings.json"
-REPEATED = 4
-"""Length of the n-grams whose repetition is counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +107,7 @@ def _told(path: Path, task: Mapping[str, Any]) -> Told | None:
     answers = [r for r in records if isinstance(r, Answer)]
     budgets = tuple(task["budgets"]) if task["kind"] == "generate" else (0,)
     samples = int(task["samples"]) if task["kind"] == "generate" else 1
+    kept = {(t.problem, t.sample): t for t in thoughts}
     by_problem: dict[str, dict[tuple[int, int], Answer]] = defaultdict(dict)
     for found in answers:
         if found.budget in budgets and found.sample < samples:
@@ -126,7 +126,11 @@ def _told(path: Path, task: Mapping[str, Any]) -> Told | None:
         answers=tuple(
             tuple(by_problem[p][last, s].answer for s in range(samples)) for p in complete
         ),
-        facts=_facts([a for p in complete for a in by_problem[p].values()], thoughts, budgets),
+        facts=_facts(
+            [a for p in complete for a in by_problem[p].values()],
+            [kept[p, s] for p in complete for s in range(samples) if (p, s) in kept],
+            budgets,
+        ),
     )
 
 
@@ -168,15 +172,11 @@ def _facts(
     facts: dict[str, Any] = dict(rows)
     if thoughts:
         facts["repeated_ngrams"] = _mean([repeated_share(t.ids, REPEATED) for t in thoughts])
-        facts["extensions"] = _mean([t.extensions for t in thoughts])
-        facts["tokens"] = sum(len(t.ids) for t in thoughts) + sum(a.tokens for a in answers)
+        facts["extensions"] = _mean([len(t.waits) for t in thoughts])
+        # Budgets that leave a thought whole share one answer.
+        told = {(a.problem, a.sample, a.budget if a.cut else None): a.tokens for a in answers}
+        facts["tokens"] = sum(len(t.ids) for t in thoughts) + sum(told.values())
     return facts
-
-
-def repeated_share(ids: Sequence[Any], n: int) -> float:
-    """Share of the n-grams of a sequence that occurred in it before; 0 for a short one."""
-    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def _task_figures(told: Told, task: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,7 +221,9 @@ def _families(
     described: Mapping[str, Any],
     common: Mapping[str, Told] | None = None,
 ) -> dict[str, Outcomes]:
-    """Outcomes by family: the problems of all its tasks that have the same budgets, together.
+    """Outcomes by family: the problems of all its tasks together.
+
+    Where some of a family's tasks are thought about and others are not, those that are decide.
 
     Args:
         tasks: what was told, by task.
@@ -240,15 +242,17 @@ def _families(
                     accuracy_PB=kept.accuracy_PB[rows], budgets=kept.budgets, samples=kept.samples
                 )
             )
-    return {
-        family: Outcomes(
-            accuracy_PB=np.concatenate([found.accuracy_PB for found in members]),
-            budgets=members[0].budgets,
-            samples=members[0].samples,
-        )
-        for family, members in parts.items()
-        if len({member.budgets for member in members}) == 1
-    }
+    return {family: _together(members) for family, members in parts.items()}
+
+
+def _together(members: Sequence[Outcomes]) -> Outcomes:
+    budgets = max((member.budgets for member in members), key=max)
+    alike = [member for member in members if member.budgets == budgets]
+    return Outcomes(
+        accuracy_PB=np.concatenate([member.accuracy_PB for member in alike]),
+        budgets=budgets,
+        samples=alike[0].samples,
+    )
 
 
 def _verdict(
@@ -264,9 +268,8 @@ def _verdict(
 def _differences(base: Mapping[str, Told], other: Mapping[str, Told]) -> dict[str, Any]:
     """Accuracy minus the base's at every budget, by task, over the problems of both."""
     gaps: dict[str, list[Interval]] = {}
-    for name, told in other.items():
-        if name not in base:
-            continue
+    for name in [name for name in other if name in base]:
+        told = other[name]
         shared = set(told.problems) & set(base[name].problems)
         pair = []
         for one in (base[name], told):

@@ -2,11 +2,12 @@
 
 Thinking runs until the model ends it or the budget is spent. With extensions, an end of thinking
 is replaced by "Wait" (arXiv 2501.19393) and the model thinks on with what is left of the budget;
-the tokens of "Wait" count. Then thinking is closed and the model answers.
+the tokens of "Wait" count, and what does not fit of them is not written. Then thinking is closed
+and the model answers.
 
-A budget counts thinking tokens, the delimiter that ends them included, so that a run with budget b
-is the first b tokens of a run with more: one run serves all budgets, and only the answer is
-generated again.
+A budget counts thinking tokens, and an end of thinking only if all its tokens fit, so that a run
+with budget b is the first b tokens of a run with more: one run serves all budgets, and only the
+answer is generated again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from snapfit.core.errors import UsageError
 from snapfit.evals.dialogue import Dialogue
 from snapfit.evals.generators.base import Generation, Generator, Ids, Request
 from snapfit.evals.records import Answer, Thought
@@ -57,7 +59,7 @@ def think(
     dialogue: Dialogue,
     generator: Generator,
 ) -> Iterator[Thought]:
-    """One thought for every wanted (problem, sample), a chunk of the generator at a time.
+    """One thought for every wanted (problem, sample), in order, as soon as it is finished.
 
     Raises:
         SnapfitError: the generator failed.
@@ -76,62 +78,124 @@ def _think_chunk(
     generator: Generator,
 ) -> Iterator[Thought]:
     budget = max(sampling.budgets)
-    prompts = [
-        dialogue.open(problem.question) if task.chat else dialogue.plain(problem.question)
-        for problem, _ in wanted
-    ]
-    seeds = [sampling.seed(task.name, p.id, sample, "think") for p, sample in wanted]
     thoughts = [
         Thought(
             problem=problem.id,
             sample=sample,
+            prompt=prompt_of(task, problem, dialogue),
             ids=(),
             ended="stop",
-            extensions=-1,  # the first round is none
             seconds=0.0,
-            seed=seed,
-            prompt_tokens=len(prompt),
+            seed=sampling.seed(task.name, problem.id, sample, "think"),
         )
-        for (problem, sample), prompt, seed in zip(wanted, prompts, seeds, strict=True)
+        for problem, sample in wanted
     ]
+    told = 0
     for extension in range(sampling.extend + 1):
-        again = dialogue.again() if extension else ()
-        ongoing = [
-            row
-            for row, thought in enumerate(thoughts)
-            if thought.ended != "length" and len(thought.ids) + len(again) < budget
-        ]
+        if extension:
+            thoughts = [_waiting(thought, dialogue.again(), budget) for thought in thoughts]
+        ongoing = [row for row, thought in enumerate(thoughts) if thought.ended != "length"]
         requests = [
             Request(
-                prompt=prompts[row] + thoughts[row].ids + again,
-                max_tokens=budget - len(thoughts[row].ids) - len(again),
+                prompt=thoughts[row].prompt + thoughts[row].ids,
+                max_tokens=budget - len(thoughts[row].ids),
                 stop=dialogue.stop,
                 temperature=sampling.temperature,
-                seed=seeds[row] + extension,
+                seed=thoughts[row].seed + extension,
             )
             for row in ongoing
         ]
         for row, found in zip(ongoing, generator.generate(requests), strict=True):
-            thoughts[row] = _continued(thoughts[row], again, found)
-    yield from thoughts
+            thoughts[row] = _continued(thoughts[row], found)
+            if extension == sampling.extend:  # a failure must not take the finished ones along
+                yield from thoughts[told : row + 1]
+                told = row + 1
+    yield from thoughts[told:]
 
 
-def _continued(thought: Thought, again: Ids, found: Generation) -> Thought:
+def prompt_of(task: Task, problem: Problem, dialogue: Dialogue) -> Ids:
+    """What a problem's thinking follows."""
+    ask = dialogue.open if task.chat else dialogue.plain
+    return ask(problem.question)
+
+
+def check_context(
+    task: Task, *, sampling: Sampling, dialogue: Dialogue, context: int | None
+) -> None:
+    """Refuse, before anything is generated, what the model's context cannot hold.
+
+    Args:
+        task: its longest problem decides.
+        sampling: the largest budget and the answer come after it.
+        dialogue: what closes thinking counts too.
+        context: tokens; None where nobody knows.
+
+    Raises:
+        UsageError: prompt, thinking and answer do not fit.
+
+    """
+    if context is None:
+        return
+    longest = max(len(prompt_of(task, problem, dialogue)) for problem in task.problems)
+    closing = len(dialogue.close(cut=True))
+    most = context - longest - closing - sampling.answer_tokens
+    if most < max(sampling.budgets):
+        hint = f"give at most --budgets {most}" if most > 0 else "give fewer --answer-tokens"
+        raise UsageError(
+            f"{task.name}: a problem of {longest} tokens, a budget of {max(sampling.budgets)} and "
+            f"an answer of {sampling.answer_tokens} exceed the model's context of {context}; {hint}"
+        )
+
+
+def _waiting(thought: Thought, again: Ids, budget: int) -> Thought:
+    """Made to go on, if it ended by itself; out of budget if "Wait" leaves no token."""
+    if thought.ended == "length":
+        return thought
+    ids = (thought.ids + again)[:budget]
     return replace(
         thought,
-        ids=thought.ids + again + found.ids,
+        ids=ids,
+        waits=(*thought.waits, len(thought.ids)),
+        ended="length" if len(ids) == budget else thought.ended,
+    )
+
+
+def _continued(thought: Thought, found: Generation) -> Thought:
+    return replace(
+        thought,
+        ids=thought.ids + found.ids,
         ended=found.ended,
-        extensions=thought.extensions + 1,
         seconds=thought.seconds + found.seconds,
     )
 
 
-def was_cut(thought: Thought, budget: int, stop: tuple[Ids, ...]) -> bool:
-    """Whether `budget` ends the thought before the model does; what ends it counts."""
-    if thought.ended == "length":
-        return True
-    ender = max((len(ids) for ids in stop), default=1) if thought.ended == "stop" else 1
-    return len(thought.ids) + ender > budget
+def within(thought: Thought, budget: int, stop: tuple[Ids, ...]) -> tuple[Ids, bool]:
+    """The thinking that a budget would have allowed, and whether the budget cut it.
+
+    Args:
+        thought: with at least this budget.
+        budget: thinking tokens.
+        stop: sequences that end thinking.
+
+    """
+    ids = thought.ids
+    ender = max((len(tokens) for tokens in stop), default=1)
+    by_itself = thought.ended != "length"
+    if by_itself and len(ids) + ender <= budget:
+        return ids, False
+    for end in (*thought.waits, len(ids)) if by_itself else thought.waits:
+        if end < budget < end + ender:  # the end of thinking did not fit whole
+            return ids[:end], True
+    return _without_part(ids[:budget], stop), True
+
+
+def _without_part(ids: Ids, stop: tuple[Ids, ...]) -> Ids:
+    """Without the first tokens of a stop sequence at the end, that the budget tore."""
+    for tokens in stop:
+        for count in range(min(len(tokens) - 1, len(ids)), 0, -1):
+            if ids[-count:] == tokens[:count]:
+                return ids[:-count]
+    return ids
 
 
 def answer(
@@ -159,13 +223,12 @@ def answer(
     """
     jobs: list[tuple[Problem, Thought, Ids, bool, tuple[int, ...]]] = []
     for problem, thought, budgets in wanted:
-        whole = tuple(b for b in budgets if not was_cut(thought, b, dialogue.stop))
+        left = {budget: within(thought, budget, dialogue.stop) for budget in budgets}
+        whole = tuple(budget for budget, (_, cut) in left.items() if not cut)
         if whole:
             jobs.append((problem, thought, thought.ids, False, whole))
         jobs += [
-            (problem, thought, thought.ids[:budget], True, (budget,))
-            for budget in budgets
-            if budget not in whole
+            (problem, thought, ids, True, (budget,)) for budget, (ids, cut) in left.items() if cut
         ]
     for start in range(0, len(jobs), generator.chunk):
         part = jobs[start : start + generator.chunk]
@@ -176,7 +239,8 @@ def answer(
         for job, found in zip(part, generator.generate(requests), strict=True):
             problem, thought, ids, cut, budgets = job
             text = dialogue.decode(found.ids)
-            judged = task.judge(problem, text)
+            # 'Final Answer:' tells the judge where the answer stands.
+            judged = task.judge(problem, dialogue.asked(cut=_forced(thought, cut)) + text)
             for budget in budgets:
                 yield Answer(
                     problem=problem.id,
@@ -188,8 +252,13 @@ def answer(
                     text=text,
                     answer=judged.answer,
                     correct=judged.correct,
-                    seconds=found.seconds / len(budgets),
+                    seconds=found.seconds,
                 )
+
+
+def _forced(thought: Thought, cut: bool) -> bool:
+    """Whether thinking is closed for the model, and the answer asked for."""
+    return cut or thought.ended == "eos"
 
 
 def _answer_request(
@@ -201,40 +270,9 @@ def _answer_request(
     sampling: Sampling,
     dialogue: Dialogue,
 ) -> Request:
-    opened = dialogue.open(problem.question) if task.chat else dialogue.plain(problem.question)
-    forced = cut or thought.ended == "eos"
     return Request(
-        prompt=opened + ids + dialogue.close(cut=forced),
+        prompt=thought.prompt + ids + dialogue.close(cut=_forced(thought, cut)),
         max_tokens=sampling.answer_tokens,
         temperature=sampling.temperature,
         seed=sampling.seed(task.name, problem.id, thought.sample, "answer"),
     )
-
-
-def recall(
-    task: Task,
-    problems: Sequence[Problem],
-    *,
-    dialogue: Dialogue,
-    generator: Generator,
-    tokens: int,
-) -> Iterator[Answer]:
-    """Answer at once, greedily, without thinking; budget 0."""
-    requests = [
-        Request(prompt=dialogue.plain(problem.question), max_tokens=tokens) for problem in problems
-    ]
-    for problem, found in zip(problems, generator.generate(requests), strict=True):
-        text = dialogue.decode(found.ids)
-        judged = task.judge(problem, text)
-        yield Answer(
-            problem=problem.id,
-            sample=0,
-            budget=0,
-            thinking=0,
-            cut=False,
-            tokens=len(found.ids),
-            text=text,
-            answer=judged.answer,
-            correct=judged.correct,
-            seconds=found.seconds,
-        )

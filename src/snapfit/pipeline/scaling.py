@@ -251,10 +251,13 @@ def _check_same(output: Path, wanted: dict[str, Any]) -> None:
 
     """
     path = output / SETTINGS
-    if not path.exists() or not any(output.glob("*/*.jsonl")):
+    recorded = any(file.stat().st_size for file in output.glob("*/*.jsonl"))
+    if not path.exists() or not recorded:
         write_json(path, wanted)
         return
     found = read_json(path)
+    # A server may have moved to another address.
+    found["backend"] = _moved(str(found["backend"]), wanted["backend"])
     for key in ("backend", "dtype", "sampling", "tasks", "against"):
         there, asked = _apart(found.get(key), wanted[key])
         if there != asked:
@@ -275,6 +278,10 @@ def _check_same(output: Path, wanted: dict[str, Any]) -> None:
             )
         merged[key] = {**found[key], **wanted[key]}
     write_json(path, merged)
+
+
+def _moved(found: str, wanted: str) -> str:
+    return wanted if found.startswith(SERVER) and wanted.startswith(SERVER) else found
 
 
 def _apart(found: Any, wanted: Any) -> tuple[Any, Any]:

@@ -73,7 +73,8 @@ def analyse(
         progress: told of every set of traces.
 
     Returns:
-        {'rows', 'anatomies', 'drift', 'judged'}, JSON-able; a folder also keeps it as traces.json.
+        {'rows', 'anatomies', 'drift', 'layers', 'judged'}, JSON-able; a folder also keeps it as
+        traces.json.
 
     Raises:
         SnapfitError: nothing to read there, or a model of the run is gone.
@@ -90,10 +91,12 @@ def analyse(
         rows.append(_row(part, judge))
         progress.advance()
     settings = read_json(path / SETTINGS) if folder else None
+    drifts, layers = _drifts(path, settings, progress) if settings else ({}, {})
     analysis: dict[str, Any] = {
         "rows": rows,
         "anatomies": _anatomies(path, settings) if settings else [],
-        "drift": _drifts(path, settings, progress) if settings else {},
+        "drift": drifts,
+        "layers": layers,
         "judged": judge is not None,
     }
     if folder:
@@ -211,44 +214,49 @@ def _chains(name: str, described: Mapping[str, Any]) -> Task | None:
 
 def _drifts(
     folder: Path, settings: Mapping[str, Any], progress: Progress
-) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """By figure and model: means and standard errors along the original's own traces.
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
+    """Drift by position, for each figure and model, and the cosine by layer, for each model.
 
-    The models read the prompt too; positions are those of the thinking.
+    All models read the original's own traces, each after its prompt; positions are those of the
+    thinking.
     """
     base = settings.get("against")
     others = [model for model in settings["models"] if model != base]
     tasks = [name for name, task in settings["tasks"].items() if task["kind"] == "generate"]
-    if base is None or not others or not tasks:
-        return {}
     traces = [
         thought
         for task in tasks
-        for thought in sorted(_thoughts(folder, base, task), key=lambda t: -len(t.ids))
+        for thought in (_thoughts(folder, base, task) if base else ())
         if len(thought.ids) >= BINS
-    ][:DRIFT_TRACES]
-    if not traces:
-        return {}
-    original = _loaded(settings, base)
+    ]
+    traces = sorted(traces, key=lambda thought: -len(thought.ids))[:DRIFT_TRACES]
+    if not traces or not others:
+        return {}, {}
+    original = _loaded(settings, str(base))
     progress.stage("drift", len(others) * len(traces))
-    found: dict[str, dict[str, tuple[list[float], list[float]]]] = {
-        "divergence (nats)": {},
-        "cosine of the last hidden state": {},
-    }
+    divergences: dict[str, Any] = {}
+    cosines: dict[str, Any] = {}
+    layers: dict[str, list[float]] = {}
     for model in others:
         changed = _loaded(settings, model)
         drifts = []
         for thought in traces:
-            found_T = drift(original, changed, thought.prompt + thought.ids)
+            whole = drift(original, changed, thought.prompt + thought.ids)
             start = len(thought.prompt)
-            drifts.append((found_T.divergence_T[start:], found_T.cosine_LT[-1, start:]))
+            drifts.append((whole.divergence_T[start:], whole.cosine_LT[:, start:]))
             progress.advance()
-        of_kind = ([gaps for gaps, _ in drifts], [cosines for _, cosines in drifts])
-        for label, values in zip(found, of_kind, strict=True):
-            mean, error = by_position(values, BINS)
-            found[label][model] = (mean.tolist(), np.nan_to_num(error).tolist())
+        divergences[model] = _binned([gaps_T for gaps_T, _ in drifts])
+        cosines[model] = _binned([states_LT[-1] for _, states_LT in drifts])
+        means = [states_LT.mean(axis=1) for _, states_LT in drifts]
+        layers[model] = np.mean(means, axis=0).tolist()
         del changed
-    return found
+    return {"divergence (nats)": divergences, "cosine of the last hidden state": cosines}, layers
+
+
+def _binned(values: Sequence[Any]) -> tuple[list[float], list[float | None]]:
+    """Means and standard errors by position; JSON has no NaN for those of a single trace."""
+    mean, error = by_position(values, BINS)
+    return mean.tolist(), [float(e) if np.isfinite(e) else None for e in error]
 
 
 def _dialogue(settings: Mapping[str, Any], model: str) -> Dialogue:

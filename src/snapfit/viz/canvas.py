@@ -7,6 +7,7 @@ monotone in lightness: everything can be read in grey, on light and on dark page
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import io
 from typing import Any
@@ -65,4 +66,4 @@ def svg(figure: Any, salt: str, title: str) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     drawing = text[text.index("<svg") :].replace(INK, "currentColor")
-    return drawing.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    return drawing.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)

@@ -1,24 +1,31 @@
-"""What `snapfit diagnose` found, as text for a terminal and as a page.
-
-Rows are made once, for both. A time shows where it comes from wherever it is printed: measured
-ones stand as they are, '=' is read from a table, '~' is modelled.
-"""
+"""What `snapfit diagnose` found, as rows for the terminal and the page alike, and the page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from snapfit.core.causes import StackLayer, tier
-from snapfit.core.diagnosis import Diagnosis, Line, PhaseTime
+from snapfit.core.causes import tier
+from snapfit.core.diagnosis import Diagnosis, Line
 from snapfit.core.files import atomic_path
-from snapfit.core.operators import Attention, Elementwise, Estimate, Linear, Operator, Source
+from snapfit.core.operators import Elementwise
+from snapfit.viz.diagnosis_text import (
+    WORDS,
+    by_layer,
+    count_text,
+    how_text,
+    legend,
+    lost_sources,
+    lost_text,
+    milliseconds,
+    shape_text,
+    sources_text,
+    time_text,
+    worst,
+)
 
-MARKS: Mapping[Source, str] = {"measured": "", "table": "=", "model": "~"}
-WORDS: Mapping[Source, str] = {"measured": "measured", "table": "from a table", "model": "modelled"}
 HELPFUL = 3
 """Changes that are told."""
 
@@ -40,8 +47,6 @@ class Row:
         details: the causes in sentences, with their sources.
         how: how the times were found.
         kernels: names of the kernels that ran.
-        share: of the costliest product's time, 0..1, for a bar.
-        lost_share: the same of what is lost.
         suited: whether the sizes suit the target.
 
     """
@@ -58,8 +63,6 @@ class Row:
     details: tuple[str, ...]
     how: str
     kernels: tuple[str, ...]
-    share: float
-    lost_share: float
     suited: bool
 
 
@@ -77,8 +80,7 @@ def rows_of(diagnosis: Diagnosis, phase: str) -> list[Row]:
             -x.count * x.operator.flops,
         )
     )
-    total = max((line.microseconds for line in products), default=0.0)
-    rows = [_row(line, total, diagnosis.kernels.get(line.label, ())) for line in products]
+    rows = [_row(line, diagnosis.kernels.get(line.label, ())) for line in products]
     rest = [line for line in own if isinstance(line.operator, Elementwise)]
     if rest:
         rows.append(_together(rest))
@@ -123,49 +125,16 @@ def by_module(diagnosis: Diagnosis, phase: str) -> list[ModuleRow]:
     return [
         ModuleRow(
             label=label,
-            runs=_count(sum(line.count for line in groups[label])),
+            runs=count_text(sum(line.count for line in groups[label])),
             shapes=len(groups[label]),
             misfits=sum(not line.suited for line in groups[label]),
-            spent=f"{_worst(groups[label])}{_milliseconds(spent[label])}" if most else "",
-            lost=_milliseconds(lost[label]) if lost[label] else "",
+            spent=f"{worst(groups[label])}{milliseconds(spent[label])}" if most else "",
+            lost=milliseconds(lost[label]) if lost[label] else "",
             share=spent[label] / most if most else 0.0,
             lost_share=lost[label] / most if most else 0.0,
         )
         for label in sorted(groups, key=lambda label: (-lost[label], -spent[label]))
     ]
-
-
-def by_layer(lines: Iterable[Line]) -> dict[StackLayer, float]:
-    """Microseconds lost by the layer of the stack that the first cause of each line names."""
-    lost: dict[StackLayer, float] = {}
-    for line in lines:
-        if line.lost and line.causes:
-            layer = line.causes[0].layer
-            lost[layer] = lost.get(layer, 0.0) + line.lost
-    return lost
-
-
-def total_text(phase: PhaseTime) -> str:
-    """The time of a phase with its sources: '12.3 ms (98% modelled, 2% from a table)'."""
-    parts = [f"{share:.0%} {WORDS[source]}" for source, share in phase.shares.items()]
-    whole = len(parts) == 1
-    shown = WORDS[next(iter(phase.shares))] if whole else ", ".join(parts)
-    left = f", without {phase.unknown} operators" if phase.unknown else ""
-    return f"{phase.microseconds / 1000:.4g} ms ({shown}{left})"
-
-
-def lost_text(diagnosis: Diagnosis, phase: PhaseTime) -> str:
-    """What misalignment costs in a phase: '1.2 ms, 9.8% (modelled)'."""
-    share = phase.lost / phase.microseconds if phase.microseconds else 0.0
-    lines = [line for line in diagnosis.lines if line.phase == phase.phase and line.lost]
-    told = f" ({', '.join(WORDS[source] for source in _sources(lines))})" if lines else ""
-    return f"{phase.lost / 1000:.3g} ms, {share:.1%}{told}"
-
-
-def legend(diagnosis: Diagnosis) -> str:
-    """What the marks that occur mean."""
-    found = _sources(diagnosis.lines)
-    return ", ".join(f"{MARKS[source] or 'no mark'}: {WORDS[source]}" for source in found)
 
 
 def render_diagnosis(diagnosis: Diagnosis) -> str:
@@ -192,8 +161,10 @@ def render_diagnosis(diagnosis: Diagnosis) -> str:
         phases=phases,
         helpful=diagnosis.changes[:HELPFUL],
         legend=legend(diagnosis),
-        total_text=total_text,
+        sources_text=sources_text,
         lost_text=lost_text,
+        lost_sources=lost_sources,
+        milliseconds=milliseconds,
         words=WORDS,
     )
 
@@ -209,32 +180,21 @@ def write_diagnosis(path: Path, diagnosis: Diagnosis) -> None:
         temporary.write_text(render_diagnosis(diagnosis), encoding="utf-8")
 
 
-def shape_text(operator: Operator) -> str:
-    """A product's N x K, or an attention's heads and their features."""
-    if isinstance(operator, Linear):
-        return f"{operator.n}x{operator.k}"
-    if isinstance(operator, Attention):
-        return f"{operator.heads}/{operator.kv_heads} d{operator.head_dim}"
-    return ""
-
-
-def _row(line: Line, total: float, kernels: tuple[str, ...]) -> Row:
+def _row(line: Line, kernels: tuple[str, ...]) -> Row:
     step = tier(line.operator)
     return Row(
         label=line.label,
-        runs=_count(line.count),
+        runs=count_text(line.count),
         shape=shape_text(line.operator),
         tier="" if step is None else str(step),
-        now=_time(line.now),
+        now=time_text(line.now),
         good="" if line.suited else shape_text(line.good),
-        then="" if line.suited else _time(line.then),
-        lost=_milliseconds(line.lost) if line.lost else "",
+        then="" if line.suited else time_text(line.then),
+        lost=milliseconds(line.lost) if line.lost else "",
         causes=tuple(f"{cause.layer}: {cause.short}" for cause in line.causes),
         details=tuple(f"{c.layer}: {c.text} ({c.source})" for c in line.causes),
-        how="; ".join(dict.fromkeys(_how(e) for e in (line.now, line.then) if e)),
+        how="; ".join(dict.fromkeys(how_text(e) for e in (line.now, line.then) if e)),
         kernels=kernels,
-        share=line.microseconds / total if total else 0.0,
-        lost_share=line.lost / total if total else 0.0,
         suited=line.suited,
     )
 
@@ -243,46 +203,16 @@ def _together(lines: list[Line]) -> Row:
     spent = sum(line.microseconds for line in lines)
     return Row(
         label="element-wise, all together",
-        runs=_count(sum(line.count * getattr(line.operator, "ops", 1) for line in lines)),
+        runs=count_text(sum(line.count * getattr(line.operator, "ops", 1) for line in lines)),
         shape="",
         tier="",
-        now=f"{_worst(lines)}{spent:.1f}" if spent else "",
+        now=f"{worst(lines)}{spent:.1f}" if spent else "",
         good="",
         then="",
         lost="",
         causes=(),
         details=(),
-        how="; ".join(dict.fromkeys(_how(line.now) for line in lines if line.now)),
+        how="; ".join(dict.fromkeys(how_text(line.now) for line in lines if line.now)),
         kernels=(),
-        share=0.0,
-        lost_share=0.0,
         suited=True,
     )
-
-
-def _sources(lines: Iterable[Line]) -> list[Source]:
-    """Where the times of lines come from, the surest first."""
-    found = {e.source for line in lines for e in (line.now, line.then) if e}
-    return [source for source in MARKS if source in found]
-
-
-def _worst(lines: Iterable[Line]) -> str:
-    """The mark of a sum: it is known as well as the least sure of its parts."""
-    found = _sources(lines)
-    return MARKS[found[-1]] if found else ""
-
-
-def _milliseconds(microseconds: float) -> str:
-    return "<0.01" if microseconds < 10 else f"{microseconds / 1000:.3g}"
-
-
-def _count(count: float) -> str:
-    return f"{count:.0f}" if abs(count - round(count)) < 0.005 else f"{count:.2f}"
-
-
-def _time(estimate: Estimate | None) -> str:
-    return "" if estimate is None else f"{MARKS[estimate.source]}{estimate.microseconds:.1f}"
-
-
-def _how(estimate: Estimate) -> str:
-    return f"{WORDS[estimate.source]} ±{estimate.spread:.0%}: {estimate.how}"

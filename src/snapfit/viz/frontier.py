@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
-from numpy.typing import NDArray
 
 from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.files import atomic_path, write_json
 from snapfit.core.pareto import Front, Point
+from snapfit.core.plateaus import Staircase
 from snapfit.viz.canvas import INK, STYLES, available, svg
 
 SUFFIXES = (".html", ".png", ".json")
@@ -84,52 +84,69 @@ def front_picture(front: Front) -> str:
     return svg(_front_figure(front), "front", "Predicted loss against time and parameters")
 
 
-def staircase_picture(
-    sizes: NDArray[np.int64],
-    nanoseconds: NDArray[np.int64],
-    edges: NDArray[np.int64],
-    *,
-    title: str,
-    noise: NDArray[np.float64] | None = None,
-) -> str:
+def staircase_picture(stairs: Staircase) -> str:
     """Time of one group at every legal size, its candidates marked, as SVG.
 
-    Args:
-        sizes: (k,) legal, increasing; the last, dense, is drawn as a level.
-        nanoseconds: (k,) of the workload.
-        edges: sizes that are right edges of plateaus.
-        title: of the picture, e.g. the group and the target.
-        noise: (k,) relative half-width, drawn as a band.
+    The full size is drawn as a level: of a rank group it is the dense matrix, no rank.
+    """
+    return svg(_staircase(stairs), "staircase", str(escape(_title(stairs))))
+
+
+def write_staircase(path: Path, stairs: Staircase) -> None:
+    """Write the same as .svg or .png.
+
+    Raises:
+        UsageError: another suffix.
+        SnapfitError: matplotlib is missing, or the file cannot be written.
 
     """
-    figure = _staircase(sizes, nanoseconds, edges, title, noise)
-    return svg(figure, "staircase", str(escape(title)))
+    check_staircase_path(path)
+    with atomic_path(path) as temporary:
+        if path.suffix == ".png":
+            temporary.write_bytes(_png(_staircase(stairs)))
+        else:
+            temporary.write_text(staircase_picture(stairs), encoding="utf-8")
 
 
-def _staircase(
-    sizes: NDArray[np.int64],
-    nanoseconds: NDArray[np.int64],
-    edges: NDArray[np.int64],
-    title: str,
-    noise: NDArray[np.float64] | None,
-) -> Any:
+def check_staircase_path(path: Path) -> None:
+    """Fail before work starts when a staircase could not be written there.
+
+    Raises:
+        UsageError: the name does not end in .svg or .png.
+        SnapfitError: matplotlib is missing.
+
+    """
+    if path.suffix not in {".svg", ".png"}:
+        raise UsageError(f"--plot writes .svg or .png; got {path.name!r}")
+    if not available():
+        raise SnapfitError("a picture needs matplotlib: pip install 'snapfit[report]'")
+
+
+def _title(stairs: Staircase) -> str:
+    return f"{stairs.group} on {stairs.device}, {stairs.workload}"
+
+
+def _staircase(stairs: Staircase) -> Any:
     figure, (axes,) = _panels(1, 9.5, 4.0)
-    times = nanoseconds / 1000
-    below, full = slice(0, len(sizes) - 1), times[-1]
+    sizes, times, noise = stairs.sizes, stairs.nanoseconds / 1000, stairs.noise
+    # A rank group's full size is no rank, but the dense matrix.
+    below = slice(0, len(sizes) - (stairs.kind == "rank"))
     colour, _, marker = STYLES[0]
     axes.plot(sizes[below], times[below], "-", color=colour, linewidth=1.2, label="legal sizes")
-    if noise is not None and noise.any():
+    if noise.any():
         low, high = times * (1 - noise), times * (1 + noise)
         axes.fill_between(sizes[below], low[below], high[below], color=colour, alpha=0.2, lw=0)
-    chosen = np.isin(sizes, edges)
-    chosen[-1] = False
-    label = f"right edges: {int(chosen.sum())} of {len(sizes) - 1}"
-    axes.plot(sizes[chosen], times[chosen], marker, color=STYLES[1][0], markersize=5, label=label)
-    axes.axhline(full, color=INK, linestyle=":", linewidth=1.2, label=f"full size {sizes[-1]}")
+    chosen = np.isin(sizes, stairs.edges)
+    chosen[-1] &= stairs.kind != "rank"
+    total = len(sizes[below])
+    label = f"candidates: {int(chosen.sum())} of {total} sizes"
+    axes.plot(sizes[chosen], times[chosen], marker, color=STYLES[1][0], markersize=3, label=label)
+    name = "dense" if stairs.kind == "rank" else f"full size {sizes[-1]}"
+    axes.axhline(times[-1], color=INK, linestyle=":", linewidth=1.2, label=name)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("size")
+    axes.set_xlabel("rank" if stairs.kind == "rank" else "size")
     axes.set_ylabel("time (us)")
-    axes.set_title(title, color=INK, fontsize=10, loc="left")
+    axes.set_title(_title(stairs), color=INK, fontsize=10, loc="left")
     axes.legend(frameon=False, labelcolor=INK, fontsize=9)
     return figure
 
@@ -154,7 +171,7 @@ def _draw(axes: Any, name: str, points: Sequence[Point], front: Front) -> None:
         marker, shade = _MARKS[point.label]
         axes.plot(
             [_place(point, name)], [point.loss], marker,
-            color=shade, markersize=8, label=point.label,
+            color=shade, markersize=8, label=point.label, clip_on=False, zorder=3,
         )  # fmt: skip
     # Most of a front is near zero, its end far away: linear below what the plans lose.
     marked = [point.loss for point in front.marks if point.loss > 0]

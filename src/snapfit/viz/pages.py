@@ -12,7 +12,13 @@ from markupsafe import Markup
 import snapfit
 from snapfit.core.files import atomic_path
 from snapfit.viz.canvas import available
-from snapfit.viz.scaling import budget_picture, drift_picture, error_picture, passk_picture
+from snapfit.viz.scaling import (
+    budget_picture,
+    drift_picture,
+    error_picture,
+    layers_picture,
+    passk_picture,
+)
 
 
 def environment() -> Environment:
@@ -91,7 +97,10 @@ def write_traces_page(path: Path, title: str, analysis: Mapping[str, Any]) -> No
             pictures.append(("First errors by step", Markup(error_picture(errors))))  # noqa: S704
         for label, models in analysis["drift"].items():
             drawn = Markup(drift_picture(models, label))  # noqa: S704
-            pictures.append((f"{label} against position", drawn))
+            pictures.append((f"{label[0].upper()}{label[1:]} against position", drawn))
+        if analysis["layers"]:
+            drawn = Markup(layers_picture(analysis["layers"]))  # noqa: S704
+            pictures.append(("Hidden states by layer", drawn))
     page = (
         environment()
         .get_template("traces_page.html")

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from snapfit.viz.canvas import INK, STYLES, canvas, svg
 
-Floats = NDArray[np.float64]
+FEWEST_CHAINS = 5
 
 
 def budget_picture(task: str, curves: Mapping[str, Mapping[str, Any]]) -> str:
@@ -68,7 +67,7 @@ def contrast_picture(title: str, families: Mapping[str, Mapping[str, Any]]) -> s
         families: by family: 'removed' and 'accuracy' (intervals).
 
     """
-    figure, axes = canvas(6.2, 3.4)
+    figure, axes = canvas(7.4, 3.4)
     for style, (family, found) in zip(_styles(), families.items(), strict=False):
         _band(axes, found["removed"], found["accuracy"], style, family)
     axes.set_xticks(sorted({n for found in families.values() for n in found["removed"]}))
@@ -82,6 +81,8 @@ def contrast_picture(title: str, families: Mapping[str, Mapping[str, Any]]) -> s
 def error_picture(models: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
     """Share of chains whose first error is a step, of those right before it, by position.
 
+    Where hardly a chain is left, a share says nothing and is not drawn.
+
     Args:
         models: by model: 'reached' and 'failed', by position from step 1.
 
@@ -90,28 +91,34 @@ def error_picture(models: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
     for style, (model, found) in zip(_styles(), models.items(), strict=False):
         reached = np.array(found["reached"], dtype=float)
         failed = np.array(found["failed"], dtype=float)
-        seen = reached > 0
+        seen = reached >= FEWEST_CHAINS
         place = np.flatnonzero(seen) + 1
         rate = failed[seen] / reached[seen]
         axes.plot(place, rate, style[1], color=style[0], marker=style[2], markersize=4, label=model)
     _accuracy(axes, "first errors a step")
-    axes.set_xlabel("step of the chain")
+    highest = max((float(line.get_ydata().max(initial=0.0)) for line in axes.lines), default=0.0)
+    top = min(1.0, max(0.1, 1.2 * highest))
+    axes.set_ylim(-0.02 * top, top)
+    axes.set_xlabel(f"step of the chain (where at least {FEWEST_CHAINS} chains are right so far)")
     _legend(axes)
     return svg(figure, "errors", "First errors by step of the chain")
 
 
-def drift_picture(models: Mapping[str, tuple[Floats, Floats]], label: str) -> str:
+def drift_picture(
+    models: Mapping[str, tuple[Sequence[float], Sequence[float | None]]], label: str
+) -> str:
     """Drift against position in the trace, with standard errors.
 
     Args:
-        models: by model: means and standard errors of equal parts of the trace.
+        models: by model: means of equal parts of the trace, and their standard errors or None.
         label: of the figure that drifts.
 
     """
     figure, axes = canvas(9.5, 3.4)
-    for (colour, dash, marker), (model, (mean, error)) in zip(
+    for (colour, dash, marker), (model, (means, errors)) in zip(
         _styles(), models.items(), strict=False
     ):
+        mean, error = np.array(means, dtype=float), np.array(errors, dtype=float)
         place = (np.arange(len(mean)) + 0.5) / len(mean)
         axes.plot(place, mean, dash, color=colour, marker=marker, markersize=4, label=model)
         if np.isfinite(error).all():
@@ -122,6 +129,23 @@ def drift_picture(models: Mapping[str, tuple[Floats, Floats]], label: str) -> st
     axes.grid(visible=True, color=INK, alpha=0.15, linewidth=0.6)
     _legend(axes)
     return svg(figure, f"drift-{label}", f"{label} against position in the trace")
+
+
+def layers_picture(models: Mapping[str, Sequence[float]]) -> str:
+    """Cosine of the hidden states with the original's, against the layer of the compressed model.
+
+    Args:
+        models: by model: after the embedding, then after every layer.
+
+    """
+    figure, axes = canvas(9.5, 3.4)
+    for (colour, dash, marker), (model, cosines) in zip(_styles(), models.items(), strict=False):
+        axes.plot(cosines, dash, color=colour, marker=marker, markersize=4, label=model)
+    axes.set_xlabel("layer (0: embedding)")
+    axes.set_ylabel("cosine")
+    axes.grid(visible=True, color=INK, alpha=0.15, linewidth=0.6)
+    _legend(axes)
+    return svg(figure, "layers", "Cosine of the hidden states by layer")
 
 
 def _styles() -> tuple[tuple[str, str, str], ...]:
@@ -160,4 +184,12 @@ def _accuracy(axes: Any, label: str = "accuracy") -> None:
 
 def _legend(axes: Any) -> None:
     if axes.lines:
-        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+        # Beside the axes: curves at 1 and at 0 are the rule here.
+        axes.legend(
+            frameon=False,
+            labelcolor=INK,
+            fontsize=9,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            handlelength=3.5,
+        )

@@ -60,6 +60,7 @@ class Generator(Protocol):
     Attributes:
         backend: 'hf', 'vllm' or 'openai', for records.
         chunk: requests that are worth handing over together; a kill loses no more.
+        context: most tokens of a prompt and its generation; None where nobody knows.
 
     """
 
@@ -67,6 +68,10 @@ class Generator(Protocol):
 
     @property
     def chunk(self) -> int:
+        """See the attributes."""
+
+    @property
+    def context(self) -> int | None:
         """See the attributes."""
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:

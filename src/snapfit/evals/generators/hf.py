@@ -50,7 +50,8 @@ class TransformersGenerator:
         self._eos = eos
         self._pad = pad
         self.chunk = batch
-        self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        told: Any = model.config.get_text_config()
+        self.context: int | None = getattr(told, "max_position_embeddings", None)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
         """Answer in batches of consecutive requests: put those of like length together.
@@ -101,10 +102,10 @@ class TransformersGenerator:
     def _check(self, requests: Sequence[Request]) -> None:
         for request in requests:
             longest = len(request.prompt) + request.max_tokens
-            if self._context is not None and longest > self._context:
+            if self.context is not None and longest > self.context:
                 raise SnapfitError(
                     f"a prompt of {len(request.prompt)} tokens and a budget of "
-                    f"{request.max_tokens} exceed the model's context of {self._context}; use "
+                    f"{request.max_tokens} exceed the model's context of {self.context}; use "
                     "smaller budgets or shorter problems"
                 )
 

@@ -80,6 +80,7 @@ class ServerGenerator:
         self._timeout = timeout
         self._parallel = parallel
         self.chunk = 4 * parallel
+        self.context: int | None = None
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
         """Answer with several requests in flight; results keep the order of the requests.

@@ -70,6 +70,7 @@ class VllmGenerator:
             )
         except Exception as error:
             raise SnapfitError(f"vLLM cannot serve {model}: {_last_line(error)}") from error
+        self.context: int | None = self._engine.llm_engine.model_config.max_model_len
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
         """Answer in rounds, within which the engine batches as it likes.
@@ -120,9 +121,17 @@ class VllmGenerator:
 
 
 def _of_platform(vllm: Any) -> dict[str, Any]:
-    """On a CPU the engine must not claim nearly all memory, and compiling costs minutes."""
+    """On a CPU the engine must not claim nearly all memory, and compiling costs minutes.
+
+    After a prompt that was read in chunks, vLLM 0.32 rewinds the generator of a seeded request,
+    which generators on the CPU cannot do: the engine dies. So prompts are read whole.
+    """
     if vllm.platforms.current_platform.is_cpu():
-        return {"enforce_eager": True, "gpu_memory_utilization": CPU_MEMORY}
+        return {
+            "enforce_eager": True,
+            "gpu_memory_utilization": CPU_MEMORY,
+            "enable_chunked_prefill": False,
+        }
     return {}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 
 from snapfit.core.errors import UsageError
+from snapfit.evals.dialogue import FINAL
 from snapfit.evals.procedural import Chain, Step, draw_chain, fact_table
 from snapfit.evals.tasks.base import Family, Judged, Kind, Problem, Task
 
@@ -93,6 +94,6 @@ def _task(name: str, family: Family, kind: Kind, problems: tuple[Problem, ...], 
 
 def judge(problem: Problem, text: str) -> Judged:
     """The first word is the answer."""
-    words = text.split()
+    words = text.removeprefix(FINAL).split()
     answer = words[0] if words else None
     return Judged(answer=answer, correct=answer == problem.answer)

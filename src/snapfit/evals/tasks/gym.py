@@ -12,10 +12,15 @@ from typing import Any
 
 from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.names import unknown_name
+from snapfit.evals.dialogue import FINAL
 from snapfit.evals.tasks.base import Judged, Problem, Task
 
 PREFIX = "reasoning-gym:"
 DEFAULT_LIMIT = 100
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_BOXED = re.compile(r"\\boxed\{(.*)")
+_SAID = re.compile(r".*answer(?:\s+is)?\s*[:=]?\**\s+(.+)", re.IGNORECASE)
+
 HARD_LEVEL = 2
 """From this level of difficulty on, a task counts as long reasoning."""
 
@@ -45,15 +50,15 @@ def load(spec: str, *, limit: int | None, seed: int) -> Task:
     entries = [data[index] for index in range(count)]
 
     def judge(problem: Problem, text: str) -> Judged:
-        answer = last_line(text)
+        answer = understood(text, lines="\n" in problem.answer)
         entry = entries[int(problem.id)]
         right = answer is not None and float(data.score_answer(answer, entry)) >= 1.0
         return Judged(answer=answer, correct=right)
 
-    hard = difficulty.isdecimal() and int(difficulty) < HARD_LEVEL
+    easy = difficulty.isdecimal() and int(difficulty) < HARD_LEVEL
     return Task(
         name=re.sub(r"[^A-Za-z0-9_.-]", "-", f"reasoning-gym-{spec}"),
-        family="shallow" if hard else "long",
+        family="shallow" if easy else "long",
         kind="generate",
         problems=tuple(
             Problem(id=str(i), question=str(entry["question"]), answer=str(entry["answer"]))
@@ -65,10 +70,45 @@ def load(spec: str, *, limit: int | None, seed: int) -> Task:
     )
 
 
-def last_line(text: str) -> str | None:
-    """The answer in what a model wrote after 'Final Answer:': its first line that says anything."""
-    lines = [line.strip().strip("*$` ") for line in text.strip().splitlines()]
-    return next((line.rstrip(".") for line in lines if line), None)
+def understood(text: str, *, lines: bool = False) -> str | None:
+    """The answer in what a model wrote after its thinking; None if it wrote nothing.
+
+    The last of what it marked: by <answer> tags, by a box, by saying that it is the answer; else
+    the first line that says anything, or the whole where an answer has several lines. After 'Final
+    Answer:' it is that first line, or the whole, unless it is tagged or boxed there.
+
+    Args:
+        text: what was written.
+        lines: whether an answer has several lines.
+
+    """
+    asked = text.startswith(FINAL)
+    text = text.removeprefix(FINAL)
+    if asked and not lines:
+        text = next((line for line in text.splitlines() if line.strip()), "")
+    tagged = _TAGGED.findall(text) or [_unboxed(box) for box in _BOXED.findall(text)]
+    if tagged:
+        return str(tagged[-1]).strip() or None
+    if lines:
+        return text.strip() or None
+    said = _SAID.findall(text)
+    parts = [_bare(part) for part in (said[-1:] or text.splitlines())]
+    return next((part for part in parts if part), None)
+
+
+def _bare(line: str) -> str:
+    """Without a full stop and what sets it off: emphasis, dollar signs."""
+    return line.strip().rstrip(".").strip("*$` ").rstrip(".")
+
+
+def _unboxed(box: str) -> str:
+    """The content of a box, from behind its opening brace to the brace that closes it."""
+    depth = 1
+    for place, letter in enumerate(box):
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if depth == 0:
+            return box[:place]
+    return box
 
 
 def _settings(name: str, difficulty: str) -> dict[str, Any]:

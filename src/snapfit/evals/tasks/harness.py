@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 from snapfit.core.errors import SnapfitError, UsageError
@@ -25,12 +26,12 @@ def load(name: str, *, limit: int | None, include: str | None = None) -> Task:
 
     """
     try:
-        from lm_eval.tasks import TaskManager, get_task_dict
+        from lm_eval.tasks import get_task_dict
     except ImportError as error:
         raise SnapfitError(
             "lm-evaluation-harness is not installed; pip install 'snapfit[eval]'"
         ) from error
-    manager = TaskManager(include_path=include)
+    manager = _manager(include)
     if name not in manager.all_subtasks:
         raise UsageError(
             f"{name!r} is no file, no 'embedded:' or 'reasoning-gym:' task, and no task of "
@@ -60,6 +61,14 @@ def load(name: str, *, limit: int | None, include: str | None = None) -> Task:
         chat=not chooses,
         settings={"harness": name, "version": str(task.VERSION)},
     )
+
+
+@cache
+def _manager(include: str | None) -> Any:
+    """Reads thousands of definitions, so it is made once."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include)
 
 
 def _choice(task: Any, index: int, document: Any) -> Problem:

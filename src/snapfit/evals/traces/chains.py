@@ -24,6 +24,7 @@ class Anatomy:
         chains: how many.
         reached: chains that were right up to the step before, by position.
         failed: of those, the chains whose first error is this step.
+        overrun: chains whose first error is that they went on after their last step.
         corrected: chains with an error that was written rightly later.
         wrong: chains with an error.
         right: chains with the right answer.
@@ -34,6 +35,7 @@ class Anatomy:
     chains: int
     reached: tuple[int, ...]
     failed: tuple[int, ...]
+    overrun: int
     corrected: int
     wrong: int
     right: int
@@ -62,6 +64,10 @@ def anatomy(chains: Sequence[Chain], written: Sequence[str]) -> Anatomy:
         chains=len(chains),
         reached=tuple(reached),
         failed=tuple(failed),
+        overrun=sum(
+            (check.first_wrong_step or 0) > len(chain.steps)
+            for chain, check in zip(chains, checks, strict=True)
+        ),
         corrected=sum(check.corrected for check in checks),
         wrong=sum(check.first_wrong_step is not None for check in checks),
         right=sum(check.answer_right for check in checks),

@@ -46,7 +46,7 @@ def drift(base: Any, other: Any, ids: Sequence[int]) -> Drift:
         ids: at least two tokens.
 
     """
-    window_1T = torch.tensor([list(ids)])
+    window_1T = torch.tensor([list(ids)], device=base.device)
     mine = base(input_ids=window_1T, use_cache=False, output_hidden_states=True)
     theirs = other(input_ids=window_1T, use_cache=False, output_hidden_states=True)
     original_TV = torch.log_softmax(mine.logits[0].float(), dim=-1)

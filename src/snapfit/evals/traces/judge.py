@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+import urllib.error
 import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +18,8 @@ from snapfit.evals.traces.behaviours import HABITS
 
 TIMEOUT = 300.0
 ATTEMPTS = 3
+FIRST_WAIT = 1.0
+TRANSIENT = frozenset({408, 409, 425, 429})
 
 QUESTION = """Below is a chain of reasoning. Count the places where the writer
 - verifies a result (verification),
@@ -29,7 +33,9 @@ Answer with one JSON object and nothing else:
 </reasoning>"""
 
 
-def judged_behaviours(text: str, *, url: str, model: str, key: str | None = None) -> dict[str, int]:
+def judged_behaviours(
+    text: str, *, url: str, model: str, key: str | None = None, wait: float = FIRST_WAIT
+) -> dict[str, int]:
     """What the judge counts in `text`.
 
     Args:
@@ -37,10 +43,12 @@ def judged_behaviours(text: str, *, url: str, model: str, key: str | None = None
         url: base address, up to and including '/v1'.
         model: name that the server knows the judge by.
         key: sent as a bearer token; None sends none.
+        wait: seconds before the second attempt; doubled each time.
 
     Raises:
         UsageError: `url` is no http address.
-        SnapfitError: the judge cannot be reached, or does not answer as asked, three times.
+        SnapfitError: the judge refuses the request, or cannot be reached or does not answer as
+            asked, three times.
 
     """
     if urlsplit(url).scheme not in {"http", "https"}:
@@ -54,13 +62,21 @@ def judged_behaviours(text: str, *, url: str, model: str, key: str | None = None
         "temperature": 0,
     }
     last = ""
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(wait * 2 ** (attempt - 1))
         call = urllib.request.Request(  # noqa: S310 - the scheme was checked
             f"{url.rstrip('/')}/chat/completions", data=json.dumps(body).encode(), headers=headers
         )
         try:
             with urllib.request.urlopen(call, timeout=TIMEOUT) as answer:  # noqa: S310
                 return _read(json.loads(answer.read()))
+        except urllib.error.HTTPError as error:
+            last = f"status {error.code}"
+            if error.code < 500 and error.code not in TRANSIENT:
+                raise SnapfitError(
+                    f"the judge at {url} refuses the request ({error.code})"
+                ) from error
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             last = f"{type(error).__name__}: {error}"
     raise SnapfitError(f"the judge at {url} failed {ATTEMPTS} times, last with {last}")

@@ -1,8 +1,13 @@
-"""Sentences and words of a trace, by rule: no model of a language is downloaded."""
+"""Sentences, words and repetition of a trace, by rule: no model of a language is downloaded."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
+
+REPEATED = 4
+"""Length of the n-grams whose repetition is counted."""
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -20,3 +25,9 @@ def sentences(text: str) -> list[list[str]]:
 def words(text: str) -> list[str]:
     """Words and punctuation marks, lower case."""
     return _WORD.findall(text.lower())
+
+
+def repeated_share(ids: Sequence[Any], n: int) -> float:
+    """Share of the n-grams of a sequence that occurred in it before; 0 for a short one."""
+    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
