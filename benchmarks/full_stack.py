@@ -3,19 +3,22 @@
     python benchmarks/full_stack.py                    (CPU, about 5 minutes)
     python benchmarks/full_stack.py --target cuda      (fp16, CUDA events)
 
-Writes results/full_stack_<device>.md and .png: attention over the features of a head, products over
-M, N and K, products with a vector, throughput and bandwidth; for each size that is swept, which
-multiples win by more than the noise, and where time jumps. All sizes are timed once, and then
-again, pass after pass, until `--minutes` are over.
+Writes results/full_stack_<device>.md, .json and .png: attention over the features of a head,
+products over M, N and K, products with a vector, throughput and bandwidth; for each size that is
+swept, which multiples win by more than the noise, and where time jumps. All sizes are timed once,
+and then again, pass after pass, until `--minutes` are over. One thread of a CPU is timed by its
+processor time, so that what else runs there counts little.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,10 @@ from sweeps import (
 
 RESULTS = Path(__file__).parent / "results"
 ITEMSIZE = {"float32": 4, "float64": 8}
+NAMES = frozenset({"SDPA", "GEMM", "GEMV"})
+HARDLY = 0.15
+"""Extra time below which alignment hardly matters: a rule would cost about as much in sizes."""
+
 CLASSES = (
     (1, "odd", "#c44e52", "x"),
     (2, "2 or 4", "#d1803c", "^"),
@@ -81,7 +88,7 @@ def draw(path: Path, asked: Sequence[Sweep], passes: Passes, timer: LiveTimer) -
     from matplotlib import pyplot as plt
 
     itemsize = ITEMSIZE.get(timer.dtype, 2)
-    figure, axes = plt.subplots(3, 3, figsize=(13, 9.5), layout="constrained")
+    figure, axes = plt.subplots(3, 3, figsize=(13, 10), layout="constrained")
     figure.suptitle(f"{timer.device}, {timer.dtype}: time and rate by size (measured)")
     for sweep, panel in zip(asked, axes.flat, strict=True):
         times = best(passes, sweep.name)
@@ -103,13 +110,16 @@ def draw(path: Path, asked: Sequence[Sweep], passes: Passes, timer: LiveTimer) -
                 panel.plot(
                     own, [values[s] for s in own], marker, color=colour, label=label, markersize=5
                 )
-            panel.legend(title="multiple of", fontsize=8, title_fontsize=8, framealpha=0.8)
         gb = sweep.name.startswith(("GEMV", "bandwidth"))
         panel.set_ylabel("ms" if timed else "GB/s" if gb else "TFLOPS")
         panel.set_xlabel(sweep.axis)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.15 * max(values.values(), default=1.0))
         panel.set_title(f"{sweep.name}  {sweep.fixed}", fontsize=10, loc="left")
         panel.grid(visible=True, alpha=0.25)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, title="multiples of two", loc="outside lower center", ncols=len(labels)
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -130,11 +140,58 @@ def cliff_text(found: Sequence[Cliff]) -> str:
     return ", ".join(shown) + (f" and {len(found) - 5} more" if len(found) > 5 else "") or "none"
 
 
+def fine_sweeps(asked: Sequence[Sweep]) -> list[Sweep]:
+    """Those that go through every size, and so can tell multiples apart."""
+    return [s for s in asked if s.name.split()[0] in NAMES and not s.name.endswith("wide")]
+
+
+def verdict(asked: Sequence[Sweep], passes: Passes) -> str:
+    """What the constraint table comes to, in two sentences."""
+    found = {sweep.name: tiers(passes, sweep.name) for sweep in fine_sweeps(asked)}
+    wins = {name: [tier for tier in of if tier.wins] for name, of in found.items()}
+    costs = {name: max(tier.cost for tier in of) for name, of in wins.items() if of}
+    if not costs:
+        return "No multiple wins over another by more than the noise: every size is as good."
+    name = max(costs, key=lambda sweep: costs[sweep])
+    wanted = ", ".join(f"{sweep} {wanted_multiple(found[sweep])}" for sweep in costs)
+    worst = f"The most that a worse multiple costs is {costs[name]:.1%} ({name})"
+    if costs[name] < HARDLY:
+        return f"Alignment hardly matters here. {worst}; best multiples: {wanted}."
+    return f"Alignment matters here. {worst}; best multiples: {wanted}."
+
+
+def found_json(asked: Sequence[Sweep], passes: Passes, timer: LiveTimer) -> dict[str, Any]:
+    """Every time of every pass, with what is needed to read it."""
+    return {
+        "device": timer.device,
+        "dtype": timer.dtype,
+        "software": timer.software(),
+        "verdict": verdict(asked, passes),
+        "sweeps": [
+            {
+                "name": sweep.name,
+                "axis": sweep.axis,
+                "fixed": sweep.fixed,
+                "sizes": list(sweep.sizes),
+                "microseconds": [
+                    [
+                        round(one[sweep.name][size].microseconds, 3)
+                        if size in one[sweep.name]
+                        else None
+                        for size in sweep.sizes
+                    ]
+                    for one in passes
+                ],
+                "tiers": [asdict(tier) for tier in tiers(passes, sweep.name)],
+            }
+            for sweep in asked
+        ],
+    }
+
+
 def report(asked: Sequence[Sweep], passes: Passes, timer: LiveTimer) -> str:
     """What was found, as Markdown."""
     itemsize = ITEMSIZE.get(timer.dtype, 2)
-    fine = [s for s in asked if s.name.split()[0] in {"SDPA", "GEMM", "GEMV"}]
-    fine = [s for s in fine if not s.name.endswith("wide")]
     how = (
         f"{timer.software()}; {os.cpu_count()} CPUs, load average {os.getloadavg()[0]:.1f}; "
         f"{len(passes)} passes. All times are measured here."
@@ -146,12 +203,13 @@ def report(asked: Sequence[Sweep], passes: Passes, timer: LiveTimer) -> str:
         "Cliffs: growth of time beyond that of the size, from one multiple of 8 to the next, in "
         "the fastest pass, where it exceeds what the passes differ by."
     )
-    lines = [f"# {timer.device}, {timer.dtype}", "", how, "", legend, ""]
+    lines = [f"# {timer.device}, {timer.dtype}", "", verdict(asked, passes), "", how, "", legend]
     lines += [
+        "",
         "| swept | held | extra time by power of two | wants multiples of | cliffs |",
         "|---|---|---|---|---|",
     ]
-    for sweep in fine:
+    for sweep in fine_sweeps(asked):
         found = tiers(passes, sweep.name)
         steps = cliff_text(cliffs(best(passes, sweep.name), step=8))
         wanted = wanted_multiple(found)
@@ -164,8 +222,9 @@ def report(asked: Sequence[Sweep], passes: Passes, timer: LiveTimer) -> str:
         times = best(passes, name)
         rates = {s: rate(sweep, s, e.microseconds, itemsize) for s, e in times.items()}
         if rates:
-            top = max(rates, key=lambda s: rates[s])
-            lines.append(f"Best {name}: {rates[top]:.3g} {unit} at {sweep.axis} {top}.")
+            top, last = max(rates, key=lambda s: rates[s]), max(rates)
+            line = f"Best {name}: {rates[top]:.3g} {unit} at {sweep.axis} {top}"
+            lines.append(f"{line}; {rates[last]:.3g} {unit} at the largest, {last}.")
     return "\n".join(lines) + "\n"
 
 
@@ -189,9 +248,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     timer = next(timers)
     passes = run(timers, asked, seconds=60 * minutes, tell=tell)
     args.out.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "_", f"{timer.device} {timer.dtype}".lower())
+    name = re.sub(r"[^a-z0-9]+", "_", f"{timer.device} {args.dtype or ''}".lower()).strip("_")
     text = report(asked, passes, timer)
     (args.out / f"full_stack_{name}.md").write_text(text, encoding="utf-8")
+    data = json.dumps(found_json(asked, passes, timer), indent=1)
+    # A line a pass, not a line a number.
+    data = re.sub(r"\[\s+(-?[\d.]+|null)([^\[\]{}]*)\]", lambda m: "".join(m[0].split()), data)
+    (args.out / f"full_stack_{name}.json").write_text(data + "\n", encoding="utf-8")
     draw(args.out / f"full_stack_{name}.png", asked, passes, timer)
     print(text)
 

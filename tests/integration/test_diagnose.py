@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import snapfit.cli.diagnose  # noqa: F401 - until app.py imports it
 from snapfit import pipeline
 from snapfit.cli.app import run
 from snapfit.core.files import read_json

@@ -58,6 +58,29 @@ def test_calls_go_round_over_all_copies(buffers: Buffers) -> None:
     assert f"{len(made.calls)} weights" in made.how
 
 
+def test_activations_go_round_and_reads_are_never_written(
+    buffers: Buffers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, writes = buffers.inputs(4, 16), buffers.outputs(4, 16)
+    assert len(reads) == len(writes) > 1
+    assert {x.data_ptr() for x in reads}.isdisjoint(y.data_ptr() for y in writes)
+    before = [x.clone() for x in reads]
+    product = build(LINEAR, buffers)
+    for call in product.calls:
+        call()
+    build(Elementwise(elements=600, ops=3), buffers).calls[0]()
+    assert all(torch.equal(x, then) for x, then in zip(reads, before, strict=True))
+    multiply, found = torch.mm, []
+
+    def kept(x_MK: torch.Tensor, w_KN: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        found.append((multiply(x_MK, w_KN, out=out), torch.nn.functional.linear(x_MK, w_KN.t())))
+        return out
+
+    monkeypatch.setattr(torch, "mm", kept)
+    product.calls[1]()
+    torch.testing.assert_close(*found[0])
+
+
 @pytest.mark.parametrize("operator", [PREFILL, DECODE])
 def test_attention_is_what_the_operator_says(operator: Attention, buffers: Buffers) -> None:
     made = build(operator, buffers)
@@ -95,9 +118,10 @@ def test_elementwise_moves_its_elements(buffers: Buffers, monkeypatch: pytest.Mo
     moved: list[int] = []
     multiply = torch.mul
 
-    def counted(x: torch.Tensor, y: float) -> torch.Tensor:
-        moved.append(2 * x.numel())
-        return multiply(x, y)
+    def counted(x: torch.Tensor, y: float, *, out: torch.Tensor) -> torch.Tensor:
+        moved.append(x.numel() + out.numel())
+        assert x.data_ptr() != out.data_ptr()
+        return multiply(x, y, out=out)
 
     monkeypatch.setattr(torch, "mul", counted)
     build(Elementwise(elements=600, ops=3), buffers).calls[0]()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers import decaying_curves
 from timers import WaveTimer, llama
@@ -17,9 +17,14 @@ from snapfit.core.errors import UsageError
 from snapfit.core.latency import Stopwatch
 from snapfit.core.pareto import Front, solve_front
 from snapfit.core.planner import Planner
-from snapfit.core.plateaus import candidates
+from snapfit.core.plateaus import staircase
 from snapfit.core.workload import Workload
-from snapfit.viz.frontier import check_front_path, staircase_picture, write_front
+from snapfit.viz.frontier import (
+    check_front_path,
+    staircase_picture,
+    write_front,
+    write_staircase,
+)
 
 RULES = (AlignRule(axis="rank", multiple=16, source="--align 16"),)
 
@@ -71,6 +76,27 @@ def test_familiar_plans_are_marked_and_none_beats_the_curve() -> None:
     assert front.sources == {"model": pytest.approx(1.0)}
 
 
+def test_a_device_where_nothing_is_faster_has_a_front_of_parameters() -> None:
+    space = llama(1)
+    watch = Stopwatch(
+        whole=space,
+        groups=space.groups,
+        timer=WaveTimer(launch=1e6),
+        workload=Workload.parse("prefill:1x16"),
+    )
+    front = solve_front(
+        Planner(space=space, rules=RULES, watch=watch),
+        decaying_curves(space, 2),
+        shares={"params": 0.6},
+        points=6,
+    )
+    assert [point.label for point in front.fronts["latency"]] == ["dense"]
+    points = front.fronts["params"]
+    assert len(points) > 4
+    assert [p.loss for p in points] == sorted(p.loss for p in points)
+    assert all(p.latency > 1 for p in points[1:])  # type: ignore[operator]
+
+
 def test_without_times_or_sizes_of_its_own() -> None:
     front = front_of(timed=False, own=False)
     assert list(front.fronts) == ["params"]
@@ -102,7 +128,7 @@ def test_other_files_are_refused() -> None:
         check_front_path(Path("front.pdf"))
 
 
-def test_a_staircase_is_drawn() -> None:
+def test_a_staircase_is_drawn(tmp_path: Path) -> None:
     space = llama(1)
     watch = Stopwatch(
         whole=space,
@@ -111,15 +137,20 @@ def test_a_staircase_is_drawn() -> None:
         workload=Workload.parse("prefill:1x512"),
     )
     group = space.groups[4]
-    sizes = np.append(np.arange(8, 183, 8), 256)
-    edges = candidates(watch, group, sizes)
-    drawing = staircase_picture(
-        sizes,
-        watch.table(group, sizes),
-        edges,
-        title=f"{group.name} <toy>",
-        noise=watch.noise(group, sizes),
-    )
+    stairs = staircase(watch, group, (AlignRule(axis="rank", multiple=8, source="--align 8"),))
+    stairs = replace(stairs, group=f"{group.name} <toy>")
+    drawing = staircase_picture(stairs)
     assert drawing.startswith("<svg")
-    assert f"right edges: {len(edges) - 1} of {len(sizes) - 1}" in drawing
+    below = len(stairs.sizes) - 1
+    assert f"candidates: {len(stairs.edges) - 1} of {below} sizes" in drawing
+    assert 1 < len(stairs.edges) - 1 < below
     assert "<toy>" not in drawing
+    for suffix in ("svg", "png"):
+        write_staircase(tmp_path / f"stairs.{suffix}", stairs)
+    assert (tmp_path / "stairs.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "stairs.svg").read_text() == drawing
+    with pytest.raises(UsageError, match=r"--plot writes \.svg or \.png; got 'stairs\.pdf'"):
+        write_staircase(tmp_path / "stairs.pdf", stairs)
+    found = stairs.to_json()
+    assert [row["size"] for row in found["times"] if row["candidate"]] == stairs.edges.tolist()
+    assert {row["sources"] for row in found["times"]} == {("measured",)}

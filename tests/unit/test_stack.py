@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from helpers import depth_group, heads_group, mlp_group, rank_group
@@ -45,7 +47,7 @@ STEPS = {
 
 
 def test_every_row_is_tested() -> None:
-    assert STEPS.keys() == QUANTS.keys()
+    assert STEPS.keys() == TABLE.keys() == QUANTS.keys()
 
 
 @pytest.mark.parametrize(("quant", "steps"), STEPS.items())
@@ -58,6 +60,56 @@ def test_row_of_the_table(quant: str, steps: tuple[int, int]) -> None:
     assert all("vLLM 0.32" in rule.source or "llama.cpp" in rule.source for rule in rules)
 
 
+# The table as it is in serving.md: (multiple of N, multiple of K), groups a user may name.
+TABLE = {
+    "marlin": (64, 128, {"32", "64", "128", "column"}),
+    "machete": (128, 64, {"64", "128", "column"}),
+    "cutlass-w4a8": (128, 128, {"128"}),
+    "fp8": (16, 16, set()),
+    "block-fp8": (128, 128, set()),
+    "deepgemm": (64, 128, set()),
+    "nvfp4": (32, 32, set()),
+    "gguf": (1, 32, set()),
+    "gguf-k": (1, 256, set()),
+}
+
+
+def side_group(axis: Literal["in", "out"]) -> Group:
+    """A width that only one matrix has, the other side of which is 1536."""
+    sizes = {"rows": 1536, "cols": 1536, {"out": "rows", "in": "cols"}[axis]: 1024}
+    matrix = Matrix(name="m", axis=axis, **sizes)
+    return Group(name="g", kind="width", matrices=(matrix,), full=1024, role="mlp", layer=0)
+
+
+@pytest.mark.parametrize("shares", [1, 2])
+@pytest.mark.parametrize("quant", QUANTS)
+def test_each_side_of_every_row(quant: str, shares: int) -> None:
+    n, k, groups = TABLE[quant]
+    assert set(QUANTS[quant].groups) == groups
+    # Without groups of K, or with the smallest one, only the tile itself binds.
+    group = "column" if "column" in groups else None
+    tiles = next(rule for rule in Stack(quant=quant, group=group, tp=shares).rules if rule.tiles)
+    sizes = np.arange(1, 1025)
+    for axis, multiple in (("out", n), ("in", k)):
+        allowed = sizes[tiles.allows(side_group(axis), sizes)]
+        # Marlin takes N 64 x K 128 or N 128 x K 64; 1536 is a multiple of both.
+        least = min(n, k) if quant == "marlin" else multiple
+        assert allowed.tolist() == list(range(least * shares, 1025, least * shares))
+
+
+@pytest.mark.parametrize(
+    ("quant", "group"),
+    [(quant, group) for quant, row in TABLE.items() for group in sorted(row[2] - {"column"})],
+)
+def test_a_group_is_a_multiple_of_k(quant: str, group: str) -> None:
+    (rule,) = (r for r in Stack(quant=quant, group=group).rules if r.axis == "in")
+    assert rule.multiple == int(group)
+    size = int(group)
+    assert rule.allows(side_group("in"), np.array([size, size - 1])).tolist() == [True, False]
+    assert rule.allows(side_group("out"), np.array([size - 1])).all()
+    assert f"groups of {group}" in str(rule.refuses(projection(1536, 3 * size + 1)))
+
+
 @pytest.mark.parametrize("quant", sorted(QUANTS.keys() - {"gguf-k"}))  # K-quants take blocks of 256
 def test_multiples_of_128_satisfy_every_row(quant: str) -> None:
     sizes = np.arange(128, 1025, 128)
@@ -65,6 +117,8 @@ def test_multiples_of_128_satisfy_every_row(quant: str) -> None:
         for group in (projection(2048, 2048), width(1024, 512)):
             assert rule.allows(group, sizes).all()
             assert rule.refuses(group) is None
+    for rule in Stack(quant=quant, tp=2).rules:
+        assert rule.allows(width(1024, 512), np.arange(256, 1025, 256)).all()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import snapfit.methods
 from snapfit.core.names import plugin_files
-from snapfit.core.profile import Profile
 
 
 def method_names() -> tuple[str, ...]:
@@ -20,10 +19,3 @@ def method_summary(name: str) -> str:
     file = Path(snapfit.methods.__path__[0]) / f"{name.replace('-', '_')}.py"
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0].removeprefix(f"`{name}`: ")
-
-
-def target_row(profile: Profile) -> tuple[str, str, str]:
-    """A target's name, the multiples that ranks must be of, and where they come from."""
-    multiples = dict.fromkeys(str(rule.multiple) for rule in profile.rules if rule.axis == "rank")
-    sources = dict.fromkeys(rule.source for rule in profile.rules)
-    return profile.device, ", ".join(multiples), "; ".join(sources)

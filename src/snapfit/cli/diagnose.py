@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from snapfit.cli.console import WIDTH, answer_json, say, working
+from snapfit.cli.console import answer_json, say, working, wrapped
 from snapfit.cli.request import AsJson
 from snapfit.cli.root import app
 from snapfit.core.diagnosis import Diagnosis
@@ -73,14 +72,14 @@ def diagnose(
 
 def diagnosis_text(found: Diagnosis, rows: int) -> Iterator[str]:
     """The lines of the answer, at most 80 columns but for names and sentences that are longer."""
-    from snapfit.viz.diagnosis import (
-        HELPFUL,
+    from snapfit.viz.diagnosis import HELPFUL, by_module, rows_of
+    from snapfit.viz.diagnosis_text import (
         WORDS,
         by_layer,
-        by_module,
         legend,
+        lost_sources,
         lost_text,
-        rows_of,
+        milliseconds,
         total_text,
     )
 
@@ -98,14 +97,16 @@ def diagnosis_text(found: Diagnosis, rows: int) -> Iterator[str]:
             yield f"{phase}: no times"
         else:
             yield f"{phase}: {total_text(time)}"
-            yield f"lost to misalignment: {lost_text(found, time)}"
+            told = lost_sources(found, time)
+            yield f"lost to misalignment: {lost_text(time)}" + (f" ({told})" if told else "")
             layers = by_layer(line for line in found.lines if line.phase == phase)
             for layer, lost in layers.items():
-                yield f"  {layer:<10} {lost / 1000:.3g} ms"
+                yield f"  {layer:<10} {milliseconds(lost)} ms"
         yield ""
         table = rows_of(found, phase)
-        if len(table) > rows:
-            yield from _module_lines(by_module(found, phase))
+        modules = by_module(found, phase)
+        if len(table) > rows and any(row.shapes > 1 for row in modules):
+            yield from _module_lines(modules)
         yield _ROW.format("operator", "runs", "N x K", "tier", "us a run", "lost ms")
         for row in table[:rows]:
             yield from _operator_lines(row)
@@ -117,24 +118,12 @@ def diagnosis_text(found: Diagnosis, rows: int) -> Iterator[str]:
         for change in found.changes[:HELPFUL]:
             told = ", ".join(WORDS[source] for source in change.sources)
             told += "; gives up capacity for a wave" if change.reason == "wave" else ""
-            yield from _wrapped(change.text + (f" ({told})" if told else ""), "  ")
+            yield from wrapped(change.text + (f" ({told})" if told else ""), "  ")
     yield ""
     if marks := legend(found):
         yield f"times: {marks}"
     for note in found.notes:
-        yield from _wrapped(f"note: {note}", "")
-
-
-def _wrapped(text: str, indent: str) -> list[str]:
-    """Lines of at most 80 columns; names stay whole."""
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=f"{indent}  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+        yield from wrapped(f"note: {note}")
 
 
 def _module_lines(modules: list[ModuleRow]) -> Iterator[str]:

@@ -7,10 +7,10 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from snapfit.cli.console import answer_json, facts_table, say, show, working
+from snapfit.cli.console import answer_json, facts_table, say, show, working, wrapped
 from snapfit.cli.request import AsJson, Overwrite, TrustRemoteCode
 from snapfit.cli.root import app
-from snapfit.cli.timing import Asked, answer, swept, write_csv
+from snapfit.cli.timing import Asked, answer, swept, timing_notes, timing_table, write_csv
 from snapfit.core.operators import Attention, Linear, Operator
 from snapfit.core.workload import DEFAULT_WORKLOAD
 
@@ -27,6 +27,12 @@ Sweep: TypeAlias = Annotated[
     typer.Option(metavar="k=4000:4100:1", help="One size from : to (included) : step."),
 ]
 Csv: TypeAlias = Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")]
+
+NOTES = """\
+ranks: a rank should be a multiple of this; else: how much longer a product takes whose sizes are \
+multiples of half of it only.
+The rest of the stack is appended, as in h100_sxm,tp=2,quant=marlin,group=64,engine=vllm:"""
+"""Below the list of targets."""
 
 timing = typer.Typer(
     help="How long one operator takes on a target, and where the number comes from.",
@@ -60,8 +66,8 @@ def targets(
         answer_json({"targets": facts, "stack": stack})
         return
     show(targets_table(facts))
-    say("'ranks': what ranks should be multiples of; 'else': time of the next worse multiple.")
-    say("The rest of the stack is appended: h100_sxm,tp=2,quant=marlin,group=64,engine=vllm")
+    for note in NOTES.splitlines():
+        _say(note)
     show(facts_table(stack, ""))
 
 
@@ -148,6 +154,64 @@ def attention(
     _time(kind, shape, target, dtype, sweep, csv=csv, as_json=as_json)
 
 
+def _say(text: str) -> None:
+    for line in wrapped(text):
+        say(line)
+
+
+@timing.command()
+def group(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder, hub name, or a config.json.")
+    ],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="GROUP",
+            help="A matrix, an MLP or an attention, as model.layers.0.mlp.down_proj.",
+        ),
+    ],
+    target: On = "cpu",
+    workload: Annotated[
+        str, typer.Option(metavar="prefill:BxT,...", help="Passes of the model that are timed.")
+    ] = DEFAULT_WORKLOAD,
+    dtype: Dtype = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the staircase: .png or .svg.")
+    ] = None,
+    csv: Csv = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time a part of a model at every legal size: a staircase, of which plans use the edges."""
+    from snapfit.cli.timing import MOST_ROWS, staircase_table, write_staircase_csv
+    from snapfit.pipeline.staircase import group_times
+    from snapfit.viz.frontier import check_staircase_path, write_staircase
+
+    if plot is not None:
+        check_staircase_path(plot)
+    with working():
+        stairs = group_times(
+            model,
+            name,
+            target=target,
+            workload=workload,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )
+    if plot is not None:
+        write_staircase(plot, stairs)
+    if as_json:
+        answer_json(stairs.to_json() | ({} if plot is None else {"plot": str(plot)}))
+    elif csv:
+        write_staircase_csv(stairs)
+    else:
+        show(staircase_table(stairs))
+        thinned = len(stairs.edges) > MOST_ROWS
+        shown = f", those before the {MOST_ROWS} largest steps shown" if thinned else ""
+        say(f"candidates: {len(stairs.edges)} of {len(stairs.sizes)} legal sizes{shown}")
+
+
 def _operator(kind: str, shape: dict[str, int]) -> Operator:
     if kind == "linear":
         return Linear(m=shape["m"], n=shape["n"], k=shape["k"])
@@ -183,8 +247,6 @@ def _time(
     elif csv:
         write_csv(found)
     else:
-        from snapfit.cli.timing import timing_table
-
         show(timing_table(found))
-        if (good := found.get("nearest_good")) is not None and good["ratio"] is not None:
-            say(good["text"])
+        for note in timing_notes(found):
+            _say(note)

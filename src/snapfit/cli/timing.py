@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from rich.table import Table
@@ -13,6 +14,7 @@ from rich.table import Table
 from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.good import nearest_good
 from snapfit.core.operators import Estimate, Operator
+from snapfit.core.plateaus import Staircase
 from snapfit.core.progress import Progress
 from snapfit.core.target import Target
 
@@ -91,29 +93,30 @@ def answer(kind: str, asked: Sequence[Asked], target: Target, progress: Progress
 
 
 def timing_table(found: Mapping[str, Any]) -> Table:
-    """One row a shape; how each number was found only where there is one."""
+    """One row a shape."""
     title = f"{found['kind']} on {found['target']}, {found['dtype']}"
     table = Table(title=title, title_justify="left", min_width=60)
     rows = found["times"]
-    for name in rows[0]["shape"]:
-        table.add_column(name.upper(), justify="right", no_wrap=True)
-    table.add_column("us", justify="right", no_wrap=True)
-    table.add_column("+-", justify="right", no_wrap=True)
-    table.add_column("TFLOPS", justify="right", no_wrap=True)
+    for name in (*(name.upper() for name in rows[0]["shape"]), "us", "+-", "TFLOPS"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("source", no_wrap=True)
-    if len(rows) == 1:
-        table.add_column("how", overflow="fold")
     for row in rows:
-        cells = [
+        table.add_row(
             *(str(size) for size in row["shape"].values()),
             f"{row['microseconds']:.4g}",
             f"{row['spread']:.0%}",
             f"{row['tflops']:.3g}",
             row["source"],
-            row["how"],
-        ]
-        table.add_row(*cells[: len(table.columns)])
+        )
     return table
+
+
+def timing_notes(found: Mapping[str, Any]) -> Iterator[str]:
+    """Of one shape, how its time was found and what the nearest good one takes."""
+    if len(found["times"]) == 1:
+        yield f"how: {found['times'][0]['how']}"
+    if (good := found.get("nearest_good")) is not None:
+        yield from good["text"].splitlines()
 
 
 def write_csv(found: Mapping[str, Any]) -> None:
@@ -124,6 +127,43 @@ def write_csv(found: Mapping[str, Any]) -> None:
     writer.writerow([*rows[0]["shape"], *rest])
     for row in rows:
         writer.writerow([*row["shape"].values(), *(row[name] for name in rest)])
+
+
+MOST_ROWS = 40
+
+
+def staircase_table(stairs: Staircase) -> Table:
+    """The candidates of a group; a long list is thinned to those before the largest steps."""
+    found = stairs.to_json()
+    rows = [row for row in found["times"] if row["candidate"]]
+    steps = [after["microseconds"] - row["microseconds"] for row, after in pairwise(rows)]
+    largest = sorted(range(len(steps)), key=lambda i: -steps[i])[: MOST_ROWS - 1]
+    shown = sorted({*largest, len(rows) - 1})
+    title = f"{stairs.group} on {stairs.device}, {stairs.workload}"
+    table = Table(title=title, title_justify="left", min_width=60)
+    for name in ("size", "us", "of full", "next step"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("source", no_wrap=True)
+    full = rows[-1]["microseconds"]
+    for index in shown:
+        row = rows[index]
+        table.add_row(
+            f"{row['size']}{' (dense)' if index == len(rows) - 1 else ''}",
+            f"{row['microseconds']:.4g}",
+            f"{row['microseconds'] / full:.1%}",
+            f"{steps[index] / row['microseconds']:+.1%}" if index < len(steps) else "",
+            ", ".join(row["sources"]),
+        )
+    return table
+
+
+def write_staircase_csv(stairs: Staircase) -> None:
+    """Every legal size on stdout, one line each, after a line of names."""
+    rows = stairs.to_json()["times"]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(rows[0])
+    for row in rows:
+        writer.writerow([*list(row.values())[:-1], "+".join(row["sources"])])
 
 
 def _row(asked: Asked, time: Estimate) -> dict[str, Any]:
@@ -142,7 +182,7 @@ def _compared(
 ) -> dict[str, Any]:
     """The nearest good shape, its time, and how much longer the one asked about takes."""
     if good == operator:
-        return {"shape": list(good.shape), "ratio": None, "text": "every size is a good multiple"}
+        return {"shape": list(good.shape), "ratio": None, "text": "every size suits the target"}
     ratio = row["microseconds"] / time.microseconds
     text = (
         f"nearest good shape: {good}: {time.microseconds:.4g} us ({time.source})\n"

@@ -10,7 +10,7 @@ of the GAC paper (EuroMLSys '26):
                kernel (x1.6-2.1), from 8 on the full one. M, the tokens, has no such tiers.
     hardware   rows of a multiple of 8 only start off 32-byte sectors: x1.09-1.12 on A100. Tiles of
                the output run in waves over the multiprocessors: a wave is paid for whole.
-               With few tokens a product is bound by bytes: K no multiple of 8 costs +12%.
+               A product of one token is bound by bytes: K no multiple of 8 costs +12%.
 
 Tiers follow from the bytes that one instruction loads, so other widths of numbers scale with them.
 On a CPU none of this holds, and only a measured difference is reported.
@@ -29,9 +29,6 @@ TEMPLATES = (64, 96, 128, 160, 192, 224, 256)
 """Features of a head that FlashAttention-2 has kernels for."""
 
 PAPER = "GAC paper, A100 and H100 FP16"
-FEW_TOKENS = 16
-"""Up to this M a product is bound by reading its weights once."""
-
 _VECTOR_BYTES = 16
 _SECTOR_BYTES = 32
 
@@ -83,7 +80,7 @@ def gpu_causes(operator: Operator, *, itemsize: int, suited: bool) -> tuple[Caus
         (("N", operator.n), ("K", operator.k)), key=lambda side: (_tier(side[1]), side[0] != "K")
     )
     vector, sector = _VECTOR_BYTES // itemsize, _SECTOR_BYTES // itemsize
-    if size % vector and operator.m <= FEW_TOKENS:
+    if size % vector and operator.m == 1:
         cause = Cause(
             layer="hardware",
             short="sectors",

@@ -85,7 +85,7 @@ class CostModel:
         """
         shares = self._shares_used()
         used = 0.0
-        for group in self.space.groups:
+        for group in self.space.counted(sizes):
             size = sizes.get(group.name, group.full)
             share = shares.get(group.name, 1.0)
             if group.kind == "experts":

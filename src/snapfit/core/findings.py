@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from snapfit.core.answers import Answers, phase_times
 from snapfit.core.diagnosis import Diagnosis
 from snapfit.core.examine import Examination
@@ -9,7 +11,8 @@ from snapfit.core.footprint import Footprint
 from snapfit.core.latency import Stopwatch
 from snapfit.core.progress import Progress
 from snapfit.core.remedies import changes, misfits
-from snapfit.core.space import Space
+from snapfit.core.shares import ShareRule
+from snapfit.core.space import Frame, Space
 from snapfit.core.target import Target
 from snapfit.core.workload import Workload
 
@@ -28,12 +31,18 @@ def diagnosed(
         workload: what it does.
         progress: told of every distinct operator.
 
+    Raises:
+        UsageError: the target cannot serve the model's heads, whatever is changed.
+
     """
+    for frame in _frames(footprint):
+        target.check(_bare(footprint, frame))
     answers = Answers(watch=_watch(footprint, target, workload))
     examination = Examination(
         footprint=footprint, target=target, workload=workload, answers=answers, progress=progress
     )
     lines, edges = examination.lines()
+    broken = misfits(examination)
     return Diagnosis(
         model=footprint.model,
         architecture=footprint.architecture,
@@ -48,11 +57,16 @@ def diagnosed(
         ),
         matrices=sum(found.matrices for found in footprint.found),
         alignment={multiple: footprint.alignment(multiple) for multiple in MULTIPLES},
-        misfits=misfits(examination),
+        misfits=broken,
         phases=phase_times(lines, workload),
         lines=tuple(lines),
         changes=changes(examination, edges),
-        notes=(*footprint.notes, *target.notes, *_notes(footprint, target, answers)),
+        notes=(
+            *footprint.notes,
+            *target.notes,
+            *_stack_notes(target, broken=bool(broken)),
+            *_notes(footprint, target, answers),
+        ),
         kernels={},
     )
 
@@ -61,17 +75,56 @@ def _watch(footprint: Footprint, target: Target, workload: Workload) -> Stopwatc
     """Asks the target's timer; nothing is decided here, so its space has no groups."""
     if target.timer is None:
         return None
-    bare = Space(
+    return Stopwatch(
+        whole=_bare(footprint, footprint.frame),
+        groups=(),
+        timer=target.timer,
+        workload=workload,
+        shards=target.stack.tp,
+    )
+
+
+def _bare(footprint: Footprint, frame: Frame) -> Space:
+    """A space of the model in which nothing is decided."""
+    return Space(
         model=footprint.model,
         revision="",
         architecture=footprint.architecture,
         groups=(),
         total_params=0,
         kv_elements=0,
-        frame=footprint.frame,
+        frame=frame,
     )
-    shards = target.stack.tp
-    return Stopwatch(whole=bare, groups=(), timer=target.timer, workload=workload, shards=shards)
+
+
+def _frames(footprint: Footprint) -> set[Frame]:
+    """The frames of the layers, with the heads that each has left; the model's own without any."""
+    frames = set()
+    for layer, found in footprint.layers.items():
+        rows = {one.module.role: one.module.rows for one in found}
+        frame = footprint.frame_of(layer)
+        if layer in footprint.head_dims and rows.keys() >= {"q", "k"}:
+            heads, kv_heads = (rows[role] // frame.head_dim for role in ("q", "k"))
+            frames.add(replace(frame, heads=heads, kv_heads=kv_heads))
+    return frames or {footprint.frame}
+
+
+def _stack_notes(target: Target, *, broken: bool) -> list[str]:
+    notes = []
+    if target.timer is not None and target.stack.quant is not None:
+        notes.append(
+            f"times are of {target.dtype} products, not of the kernels of quant="
+            f"{target.stack.quant}: its rules are examined, its times are not known"
+        )
+    if target.timer is not None and target.stack.tp > 1:
+        notes.append(f"times are of one of {target.stack.tp} devices, without their exchange")
+    if broken:
+        notes += [
+            f"a matrix that breaks this rule is refused: {rule.source}"
+            for rule in target.rules
+            if isinstance(rule, ShareRule) and rule.refused and rule.axis != "heads"
+        ]
+    return notes
 
 
 def _notes(footprint: Footprint, target: Target, answers: Answers) -> list[str]:

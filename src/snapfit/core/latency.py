@@ -184,6 +184,16 @@ class Stopwatch:
         """
         return self._timed(group, sizes)[1]
 
+    def sources(self, group: Group, size: int) -> tuple[Source, ...]:
+        """Where the numbers of `table` come from at one size, the largest share first."""
+        spent: dict[Source, float] = {}
+        for phase in self.workload.phases:
+            for operator, times in self._touched(group, size, phase):
+                found = self.estimate(operator)
+                share = phase.weight * times * found.microseconds
+                spent[found.source] = spent.get(found.source, 0.0) + share
+        return tuple(sorted(spent, key=lambda source: -spent[source]))
+
     def _timed(
         self, group: Group, sizes: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from snapfit.core.budgets import Column
+from snapfit.core.candidates import legal_sizes
 from snapfit.core.curve import Curve
 from snapfit.core.errors import Infeasible
 from snapfit.core.plan import alignment
-from snapfit.core.planner import Planner
+from snapfit.core.planner import ROUGHLY, Planner
 
 POINTS = 16
 
@@ -108,14 +109,15 @@ def solve_front(
     for name in ("params", "latency") if watch is not None else ("params",):
         found = [_point(planner, curves, "dense", {name: 1.0}, {})]
         lowest = _lowest(planner, planner.column(name))
-        for share in np.linspace(1.0, lowest, points + 1)[1:].tolist():
+        below = np.linspace(1.0, lowest, points + 1)[1:].tolist() if lowest < 1 else []
+        for share in below:
             try:
-                choice = planner.choose("curve", {name: share}, curves=curves)
+                choice = planner.choose("curve", {name: share}, curves=curves, relative=ROUGHLY)
             except Infeasible:
                 # Right edges and sums over shared operators may end a little above the lowest.
                 break
             found.append(_point(planner, curves, "curve", {name: share}, choice.sizes))
-        fronts[name] = tuple(found)
+        fronts[name] = _undominated(found)
     marks = [_point(planner, curves, "dense", {}, {})]
     for objective, label in LABELS.items():
         if (objective != "curve" and unaligned is None) or (objective == "gac" and scores is None):
@@ -171,9 +173,22 @@ def _point(
     )
 
 
+def _undominated(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Without those that lose more than a smaller one.
+
+    There are such where right edges alone just suffice: below, all legal sizes are considered.
+    """
+    kept: list[Point] = []
+    for point in reversed(points):
+        if not kept or point.loss <= kept[-1].loss:
+            kept.append(point)
+    return tuple(reversed(kept))
+
+
 def _lowest(planner: Planner, column: Column) -> float:
-    """The smallest share that candidates can reach, each group for itself."""
+    """The smallest share that legal sizes can reach, each group for itself."""
     least = sum(
-        int(column.table(group, planner.candidates(group)).min()) for group in planner.space.groups
+        int(column.table(group, legal_sizes(group, planner.rules)).min())
+        for group in planner.space.groups
     )
     return column.share(least)

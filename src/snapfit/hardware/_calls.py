@@ -2,8 +2,11 @@
 
 A model reads every weight once a pass, so a benchmark that repeats one product would find its
 weights in a cache that the model never has warm. Here the calls of one operator go round over
-copies of its weights, or of its keys and values, that together exceed the cache; activations were
-just written in a model too, and stay.
+copies of its weights, or of its keys and values, that together exceed the cache. What was just
+written stays in the cache of a GPU. On a CPU it has left the innermost caches, for weights went
+through them: inputs and outputs of products, and what element-wise passes read and write, go round
+over `ACTIVATIONS` there. With everything in the inner caches, element-wise passes took a third of
+the time that they take in a model, and products 8% less.
 
 Letters: M tokens, N output and K input features; B sequences, Q new tokens, S tokens of context,
 H query heads, G key-value heads, D features of a head; E elements.
@@ -11,6 +14,7 @@ H query heads, G key-value heads, D features of a head; E elements.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +27,8 @@ from snapfit.core.errors import SnapfitError
 from snapfit.core.operators import Attention, Elementwise, Linear, Operator
 
 MOST_COPIES = 1 << 14
+ACTIVATIONS = 1 << 25
+"""Bytes that activations on a CPU go round over: more than its inner caches hold."""
 ALIGNED = 64
 """Copies begin at multiples of this many elements, as parameters do."""
 
@@ -64,6 +70,7 @@ class Buffers:
         self._device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._pool = self.fresh(max(1, cache // self._dtype.itemsize))
+        self._flat: dict[str, torch.Tensor] = {}
 
     def fresh(self, *shape: int) -> torch.Tensor:
         """A new buffer of ordinary numbers; never untouched pages, which would all be one."""
@@ -81,6 +88,31 @@ class Buffers:
         if count < 2:
             return [self.fresh(*shape), self.fresh(*shape)]
         return [self._pool[i * stride : i * stride + length].view(shape) for i in range(count)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the buffers are."""
+        return self._device
+
+    def inputs(self, *shape: int) -> list[torch.Tensor]:
+        """Activations of one shape to read: one, or on a CPU half of `ACTIVATIONS` together."""
+        return self._activations("read", *shape)
+
+    def outputs(self, *shape: int) -> list[torch.Tensor]:
+        """Activations of one shape to write; they share no memory with those to read."""
+        return self._activations("written", *shape)
+
+    def _activations(self, use: str, *shape: int) -> list[torch.Tensor]:
+        length = math.prod(shape)
+        stride = -(-length // ALIGNED) * ALIGNED
+        size = min(len(self._pool), ACTIVATIONS // 2 // self._dtype.itemsize)
+        count = min(size // stride, MOST_COPIES)
+        if self._device.type != "cpu" or count < 2:
+            return [self.fresh(*shape)]
+        if use not in self._flat:
+            self._flat[use] = self.fresh(size)
+        flat = self._flat[use][: count * stride].view(count, stride)
+        return [row[:length].view(shape) for row in flat]
 
 
 def build(operator: Operator, buffers: Buffers) -> Calls:
@@ -111,15 +143,25 @@ def _build(operator: Operator, buffers: Buffers) -> Calls:
 
 
 def _linear(operator: Linear, buffers: Buffers) -> Calls:
-    x_MK = buffers.fresh(operator.m, operator.k)
     weights = buffers.copies(operator.n, operator.k)
+    how = f"torch linear, {len(weights)} weights"
+    if buffers.device.type == "cpu":
+        inputs = buffers.inputs(operator.m, operator.k)
+        outputs = buffers.outputs(operator.m, operator.n)
+        around = zip(weights, itertools.cycle(inputs), itertools.cycle(outputs))
+        return Calls(calls=[_product(*each) for each in around], how=how)
+    x_MK = buffers.fresh(operator.m, operator.k)
 
     def bind(w_NK: torch.Tensor) -> Call:
         return lambda: functional.linear(x_MK, w_NK)
 
-    return Calls(
-        calls=[bind(w_NK) for w_NK in weights], how=f"torch linear, {len(weights)} weights"
-    )
+    return Calls(calls=[bind(w_NK) for w_NK in weights], how=how)
+
+
+def _product(w_NK: torch.Tensor, x_MK: torch.Tensor, y_MN: torch.Tensor) -> Call:
+    """What a linear layer calls on a CPU, into memory that is there already."""
+    w_KN = w_NK.t()
+    return lambda: torch.mm(x_MK, w_KN, out=y_MN)
 
 
 def _attention(operator: Attention, buffers: Buffers) -> Calls:
@@ -146,13 +188,16 @@ def _attention(operator: Attention, buffers: Buffers) -> Calls:
 
 def _elementwise(operator: Elementwise, buffers: Buffers) -> Calls:
     # As much is written as is read, by every kernel.
-    x_E = buffers.fresh(max(1, operator.elements // (2 * operator.ops)))
+    length = max(1, operator.elements // (2 * operator.ops))
+    pairs = list(zip(buffers.inputs(length), buffers.outputs(length), strict=True))
+    following = itertools.cycle(pairs).__next__
 
     def call() -> None:
         for _ in range(operator.ops):
-            torch.mul(x_E, 1.5)
+            x_E, y_E = following()
+            torch.mul(x_E, 1.5, out=y_E)
 
-    return Calls(calls=(call,), how=f"{operator.ops} x torch mul")
+    return Calls(calls=(call,), how=f"{operator.ops} x torch mul, {len(pairs)} buffers")
 
 
 def attention_backend(call: Call) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import platform
+import time
+import timeit
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +75,9 @@ class CpuClock:
     def samples(self, operator: Operator, dtype: str) -> Samples:
         """Block means of the operator's calls, on as many threads as torch uses now.
 
+        On one thread it is the time that the processor spends, which is that of the clock on the
+        wall unless other programs run; these would lengthen a long call and spare a short one.
+
         Raises:
             SnapfitError: memory does not suffice.
 
@@ -88,7 +93,12 @@ class CpuClock:
         with torch.inference_mode():
             following = itertools.cycle(made.calls).__next__
             threads = torch.get_num_threads()
-            timer = Timer("following()()", globals={"following": following}, num_threads=threads)
+            timer = Timer(
+                "following()()",
+                globals={"following": following},
+                num_threads=threads,
+                timer=time.process_time if threads == 1 else timeit.default_timer,
+            )
             measured = timer.adaptive_autorange(
                 STEADY, min_run_time=self._least, max_run_time=self._most
             )

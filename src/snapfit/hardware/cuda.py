@@ -128,18 +128,23 @@ def clocked(
     following: Callable[[], Callable[[], object]],
     event: Callable[[], Any],
     synchronise: Callable[[], None],
+    *,
+    warm_up: int = WARM_UP,
+    timed: int = TIMED,
 ) -> list[float]:
-    """Milliseconds of each of `TIMED` calls after `WARM_UP` others.
+    """Milliseconds of each of `timed` calls after `warm_up` others.
 
     Args:
         following: gives the next call.
         event: makes an event with `record()` and `elapsed_time(later)`.
         synchronise: waits until every event has happened.
+        warm_up: calls that are not timed.
+        timed: calls that are.
 
     """
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         following()()
-    pairs = [(event(), event()) for _ in range(TIMED)]
+    pairs = [(event(), event()) for _ in range(timed)]
     synchronise()
     for before, after in pairs:
         call = following()

@@ -50,7 +50,7 @@ def find(name: str) -> Target | None:
         return replace(rules, notes=(note,))
     software = software_of(folder / "data" / name)
     if not software:
-        note = f"NVIDIA publishes no measured products of {name}; its times are modelled"
+        note = f"NVIDIA publishes no measured products of {name}"
         return replace(
             rules, timer=SiliconTimer(name), times="modelled from peak rates", notes=(note,)
         )
