@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = {"unit": 60, "contract": 120, "numerics": 120, "integration": 300, "gpu": 300}
+SECONDS = {
+    "unit": 60,
+    "contract": 120,
+    "numerics": 120,
+    "integration": 300,
+    "gpu": 300,
+    "serving": 600,
+}
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from snapfit.checkpoint.format import guard_keys, read_format
 from snapfit.nn.experts import ignore_guards, unfuse_experts
+from snapfit.nn.factored import FactoredLinear
 from snapfit.nn.surgery import reshape
 
 
@@ -34,6 +35,7 @@ class Compressed:
         if prefix and not hasattr(self, prefix):  # the decoder without its head
             structure = structure.without_prefix(f"{prefix}.")
         reshape(self, structure)  # type: ignore[arg-type]
+        _tell_apart(self)  # type: ignore[arg-type]
 
     def save_pretrained(
         self,
@@ -48,6 +50,23 @@ class Compressed:
         return super().save_pretrained(  # type: ignore[misc]
             save_directory, *args, state_dict={**state, **guards}, **kwargs
         )
+
+
+def _tell_apart(model: nn.Module) -> None:
+    """Give modules with factored layers a class of their own, one for each set of them.
+
+    vLLM's transformers backend joins projections that read the same input into one. It decides by
+    a module's class and the names of its children, once for all layers, and would take the
+    factored projections of one layer for the dense ones of another.
+    """
+    classes: dict[tuple[type, tuple[str, ...]], type] = {}
+    for module in list(model.modules()):
+        names = tuple(n for n, m in module.named_children() if isinstance(m, FactoredLinear))
+        if names:
+            key = (type(module), names)
+            if key not in classes:
+                classes[key] = type("_".join([type(module).__name__, *names]), key[:1], {})
+            module.__class__ = classes[key]
 
 
 def _sharded(plan: Mapping[str, str]) -> dict[str, str]:

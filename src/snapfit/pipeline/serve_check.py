@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snapfit.checkpoint.format import METHOD
 from snapfit.checkpoint.load import load, load_tokenizer
 from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.files import read_json
@@ -18,9 +19,10 @@ from snapfit.core.names import unknown_name
 from snapfit.core.plan import Plan
 from snapfit.core.progress import Progress, Silent
 from snapfit.core.workload import Workload
-from snapfit.evals.serving import TIES, TOKENS, Ids, Parity, compare, encode_prompts
+from snapfit.evals.serving import TIES, TOKENS, Ids, compare, encode_prompts
 from snapfit.evals.serving_engines import Engine, TransformersEngine, VllmEngine
-from snapfit.evals.serving_time import PAIRS, STEPS, PhaseTime, measure, summary, total_ratios
+from snapfit.evals.serving_report import EngineCheck, ServeCheck
+from snapfit.evals.serving_time import PAIRS, STEPS, PhaseTime, measure
 from snapfit.pipeline.respondent import device
 
 ENGINES = ("vllm", "transformers")
@@ -56,79 +58,6 @@ class Settings:
     trust_remote_code: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineCheck:
-    """What came of one engine.
-
-    Attributes:
-        engine: its name and version.
-        dtype: of the weights in it.
-        parity: its greedy tokens beside transformers' in float32.
-        times: one a phase of the workload.
-        resident: bytes of its processes after loading; None where unknown.
-        dense_resident: the same of the dense model.
-
-    """
-
-    engine: str
-    dtype: str
-    parity: Parity
-    times: tuple[PhaseTime, ...]
-    resident: int | None
-    dense_resident: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable dictionary."""
-        ratios = total_ratios(self.times)
-        return {
-            "engine": self.engine,
-            "dtype": self.dtype,
-            "parity": self.parity.to_json(),
-            "times": [time.to_json() for time in self.times],
-            "ratio": summary(ratios) if ratios else None,
-            "resident_bytes": {"compressed": self.resident, "dense": self.dense_resident},
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeCheck:
-    """What `serve-check` found.
-
-    Attributes:
-        model: folder of the checkpoint.
-        against: folder of the dense model, if there is one.
-        workload: what was timed.
-        weight_bytes: of the weight files, by 'compressed' and 'dense'.
-        engines: one entry an engine.
-        predicted: what the plan predicts: 'share' of the dense model's time, 'workload', 'device'.
-
-    """
-
-    model: str
-    against: str | None
-    workload: str
-    weight_bytes: Mapping[str, int]
-    engines: tuple[EngineCheck, ...]
-    predicted: Mapping[str, Any] | None
-
-    @property
-    def holds(self) -> bool:
-        """Whether every engine gave the reference's tokens, ties aside."""
-        return all(check.parity.holds for check in self.engines)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable dictionary."""
-        return {
-            "model": self.model,
-            "against": self.against,
-            "workload": self.workload,
-            "weight_bytes": dict(self.weight_bytes),
-            "holds": self.holds,
-            "engines": [check.to_json() for check in self.engines],
-            "predicted": None if self.predicted is None else dict(self.predicted),
-        }
-
-
 def serve_check(
     model: Path, settings: Settings | None = None, progress: Progress | None = None
 ) -> ServeCheck:
@@ -147,6 +76,7 @@ def serve_check(
     settings, progress = settings or Settings(), progress or Silent()
     if settings.engine not in {*ENGINES, "all"}:
         raise unknown_name("engine", settings.engine, (*ENGINES, "all"))
+    _refuse_quantised(model)
     plan = _plan(model)
     predicted = _predicted(plan)
     text = settings.workload or (predicted or {}).get("workload") or DEFAULT_WORKLOAD
@@ -168,6 +98,22 @@ def serve_check(
         engines=checks,
         predicted=predicted,
     )
+
+
+def _refuse_quantised(model: Path) -> None:
+    """A quantised model is another function: float32 is no reference for its tokens.
+
+    Raises:
+        SnapfitError: it is one.
+
+    """
+    found = load_config(model).get("quantization_config") or {}
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    if method not in {None, METHOD}:
+        raise SnapfitError(
+            f"{model} is quantised ({method}), so its tokens differ from float32's; check the "
+            "checkpoint that it was made of"
+        )
 
 
 def load_config(folder: Path) -> dict[str, Any]:
