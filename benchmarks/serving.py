@@ -10,7 +10,6 @@ Markdown table and a JSON file.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 from dataclasses import dataclass
@@ -21,10 +20,12 @@ import torch
 
 from snapfit.checkpoint.load import load, load_tokenizer
 from snapfit.core.files import write_json
+from snapfit.core.progress import Silent
 from snapfit.core.workload import Workload
 from snapfit.evals.serving import TIES, TOKENS, Parity, compare, encode_prompts
 from snapfit.evals.serving_engines import TransformersEngine, VllmEngine
 from snapfit.evals.serving_time import PhaseTime, measure, summary
+from snapfit.pipeline.serve_check import predict
 
 WORKLOAD = "prefill:1x256,decode:8x64"
 OUTPUT = Path(__file__).parent / "results" / "serving"
@@ -65,7 +66,12 @@ def engine(folder: Path, workload: Workload, dtype: str) -> VllmEngine:
 
 
 def examine(
-    folder: Path, dense: VllmEngine | None, workload: Workload, dtype: str, pairs: int
+    folder: Path,
+    dense: VllmEngine | None,
+    workload: Workload,
+    dtype: str,
+    pairs: int,
+    predicted: dict[str, Any] | None,
 ) -> Row:
     """Compare and, beside a dense engine, time one checkpoint."""
     prompts = encode_prompts(load_tokenizer(folder))
@@ -82,19 +88,10 @@ def examine(
             times=times,
             resident=served.resident,
             files=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-            predicted=predicted(folder),
+            predicted=predicted,
         )
     finally:
         served.close()
-
-
-def predicted(folder: Path) -> dict[str, Any] | None:
-    """What the plan predicts of a latency, if anything."""
-    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    known = plan["predicted"]
-    if "latency.share" not in known:
-        return None
-    return {key: known[f"latency.{key}"] for key in ("share", "workload", "device")}
 
 
 def spread(ratios: tuple[float, ...]) -> str:
@@ -107,7 +104,7 @@ def table(rows: list[Row]) -> list[str]:
     """Lines of Markdown."""
     phases = next((row.times for row in rows if row.times), ())
     names = [f"{time.phase}, time / dense" for time in phases]
-    head = ["checkpoint", "equal prompts", *names, "prefill ms", "decode tok/s", "plan predicts"]
+    head = ["checkpoint", "equal prompts", *names, "prefill ms", "decode tok/s", "predicted"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         ties = len(row.parity.divergences) - len(row.parity.wrong)
@@ -119,8 +116,8 @@ def table(rows: list[Row]) -> list[str]:
         prefill, decode = speeds.get("prefill"), speeds.get("decode")
         cells.append("-" if prefill is None else f"{1000 * prefill.median:.0f}")
         cells.append("-" if decode is None else f"{decode.tokens_per_second:.0f}")
-        share = row.predicted and f"{row.predicted['share']:.3f} ({row.predicted['device']})"
-        cells.append(share or "-")
+        shares = row.predicted["phases"].values() if row.predicted else ()
+        cells.append(", ".join(f"{share:.3f}" for share in shares) or "-")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -133,6 +130,7 @@ def main() -> None:
     parser.add_argument("--parity", type=Path, nargs="*", default=[])
     parser.add_argument("--workload", default=WORKLOAD)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--target", help="predict the times there, e.g. cpu")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     asked = parser.parse_args()
@@ -142,6 +140,7 @@ def main() -> None:
         "workload": asked.workload,
         "dtype": asked.dtype,
         "pairs": asked.pairs,
+        "target": asked.target,
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
@@ -156,14 +155,19 @@ def main() -> None:
         asked.output.with_suffix(".md").write_text(text, encoding="utf-8")
 
     if asked.folders:
+        known = {}
+        if asked.target:  # before an engine takes memory and a core
+            for folder in asked.folders:
+                known[folder] = predict(folder, asked.base, asked.target, workload, Silent())
         dense = engine(asked.base, workload, asked.dtype)
         try:
             for folder in asked.folders:
-                note(examine(folder, dense, workload, asked.dtype, asked.pairs))
+                found = known.get(folder)
+                note(examine(folder, dense, workload, asked.dtype, asked.pairs, found))
         finally:
             dense.close()
     for folder in asked.parity:
-        note(examine(folder, None, workload, asked.dtype, asked.pairs))
+        note(examine(folder, None, workload, asked.dtype, asked.pairs, None))
 
 
 def heading(about: dict[str, Any]) -> str:
@@ -173,7 +177,8 @@ def heading(about: dict[str, Any]) -> str:
         "Greedy tokens beside transformers in float32 on 16 prompts of 64 tokens. Times are "
         f"measured, medians of {about['pairs']} paired, interleaved runs (lowest-highest) of "
         f"`{about['workload']}` in {about['dtype']}; below 1 is faster than the dense model. "
-        f"{about['cores']} cores, {about['threads']} thread.\n"
+        f"{about['cores']} cores, {about['threads']} thread. Predicted: the same ratios, a phase "
+        f"at a time, by the operators' own times on {about['target']}.\n"
     )
 
 

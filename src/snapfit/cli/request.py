@@ -11,9 +11,9 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from snapfit.cli.catalogue import method_names
-from snapfit.core.errors import UsageError
+from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.names import unknown_name
-from snapfit.core.options import DEFAULT_RATIO, FORMATS, MIXED, TEMPLATES, Options
+from snapfit.core.options import DEFAULT_RATIO, FORMATS, MIXED, SCORES, TEMPLATES, Options
 from snapfit.hardware import resolve_target
 
 _SIZES, _CALIBRATION, _EVALUATION, _RUN = "Sizes", "Calibration", "Evaluation", "Running"
@@ -53,6 +53,10 @@ EvalContext: TypeAlias = Annotated[
 ]
 EvalWindows: TypeAlias = Annotated[
     int, typer.Option(help="Windows, spread evenly over the text.", rich_help_panel=_EVALUATION)
+]
+Model: TypeAlias = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="Folder, hub name, or 'embedded'.", show_default=False),
 ]
 Align: TypeAlias = Annotated[
     int | None,
@@ -118,8 +122,8 @@ def request(
         str,
         typer.Option(
             "--format",
-            metavar="|".join(FORMATS),
-            help="What to write; sizes that it cannot hold are not chosen.",
+            metavar="NAME",
+            help=f"What to write: {', '.join(FORMATS)}. Sizes it cannot hold are not chosen.",
             rich_help_panel=_SIZES,
         ),
     ] = "factored",
@@ -144,8 +148,8 @@ def request(
     score: Annotated[
         str,
         typer.Option(
-            metavar="magnitude|activation|gradient|fisher",
-            help="Importance proxy of gac and round.",
+            metavar="NAME",
+            help=f"Importance proxy of gac and round: {', '.join(SCORES)}.",
             rich_help_panel=_SIZES,
         ),
     ] = "fisher",
@@ -278,3 +282,14 @@ def _setting(text: str) -> tuple[str, str]:
     if not key or not equals:
         raise UsageError(f"--set takes KEY=VALUE, got {text!r}")
     return key, value
+
+
+def check_new(output: Path, *, overwrite: bool) -> None:
+    """Refuse to write over a file.
+
+    Raises:
+        SnapfitError: it exists, and `overwrite` is false.
+
+    """
+    if output.exists() and not overwrite:
+        raise SnapfitError(f"{output} already exists; choose another file or pass --overwrite")

@@ -44,6 +44,10 @@ def serve_check(
             metavar="KIND:BxT[*W],..", help="What to time; default: what the plan predicts."
         ),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Predict both models' times there, e.g. cpu."),
+    ] = None,
     pairs: Annotated[
         int, typer.Option(metavar="N", min=0, help="Timed runs of each model; 0 times nothing.")
     ] = 5,
@@ -66,6 +70,7 @@ def serve_check(
         against=against,
         dtype=dtype,
         workload=workload,
+        target=target,
         pairs=pairs,
         compiled=compiled,
         tensor_parallel=tensor_parallel,
@@ -129,7 +134,7 @@ def _table(found: ServeCheck, check: EngineCheck) -> Iterator[str]:
     if found.predicted is not None:
         share, spread = found.predicted["share"], found.predicted.get("spread")
         about = f" +- {float(spread):.0%}" if spread else ""
-        yield _ROW.format("predicted by the plan", "", "", f"{float(share):.3f}{about}")
+        yield _ROW.format("predicted", "", "", f"{float(share):.3f}{about}")
         yield f"  for {found.predicted['workload']} on {found.predicted['device']}"
 
 

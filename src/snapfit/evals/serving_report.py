@@ -54,7 +54,8 @@ class ServeCheck:
         workload: what was timed.
         weight_bytes: of the weight files, by 'compressed' and 'dense'.
         engines: one entry an engine.
-        predicted: what the plan predicts: 'share' of the dense model's time, 'workload', 'device'.
+        predicted: by the plan, or by a target's times: 'share' of the dense model's time,
+            'workload', 'device'.
 
     """
 

@@ -23,6 +23,7 @@ from snapfit.evals.serving import TIES, TOKENS, Ids, compare, encode_prompts
 from snapfit.evals.serving_engines import Engine, TransformersEngine, VllmEngine
 from snapfit.evals.serving_report import EngineCheck, ServeCheck
 from snapfit.evals.serving_time import PAIRS, STEPS, PhaseTime, measure
+from snapfit.pipeline.diagnose import diagnose
 from snapfit.pipeline.respondent import device
 
 ENGINES = ("vllm", "transformers")
@@ -41,6 +42,7 @@ class Settings:
         against: folder of the dense model; None for the plan's, if it is there.
         dtype: of the weights in the engine; None for the checkpoint's own.
         workload: what to time; None for the workload that the plan predicts.
+        target: predict the times of both models there; None for what the plan predicts.
         pairs: timed runs of each model; 0 times nothing.
         compiled: let vLLM compile the model.
         tensor_parallel: workers of vLLM.
@@ -52,6 +54,7 @@ class Settings:
     against: Path | None = None
     dtype: str | None = None
     workload: str | None = None
+    target: str | None = None
     pairs: int = PAIRS
     compiled: bool = False
     tensor_parallel: int = 1
@@ -87,6 +90,8 @@ def serve_check(
     settings = replace(settings, against=against, dtype=settings.dtype or own)
     if settings.dtype not in TIES:
         raise UsageError(f"dtype {settings.dtype!r} is none of {', '.join(TIES)}")
+    if settings.target is not None and against is not None:
+        predicted = predict(model, against, settings.target, workload, progress)
     asked = _asked(model, settings, progress)
     checks = tuple(_check(name, model, settings, workload, asked, progress) for name in names)
     folders = {"compressed": model} | ({"dense": against} if against else {})
@@ -232,6 +237,33 @@ def _predicted(plan: Plan | None) -> dict[str, Any] | None:
     if "latency.share" not in known:
         return None
     return {key: known.get(f"latency.{key}") for key in ("share", "spread", "workload", "device")}
+
+
+def predict(
+    model: Path, against: Path, target: str, workload: Workload, progress: Progress
+) -> dict[str, Any]:
+    """What a target's times say of two checkpoints, by their shapes.
+
+    Returns:
+        'share' of the dense model's time, 'phases' (the same a phase), 'workload', 'device'.
+
+    Raises:
+        SnapfitError: the target has no times, or a checkpoint cannot be described.
+
+    """
+    text = str(workload)
+    ours, theirs = (diagnose(path, target, text, progress=progress) for path in (model, against))
+    if not ours.phases or not theirs.phases:
+        raise SnapfitError(f"{target} has no times; choose another --target, or leave it out")
+    return {
+        "share": ours.microseconds / theirs.microseconds,
+        "phases": {
+            one.phase: one.microseconds / other.microseconds
+            for one, other in zip(ours.phases, theirs.phases, strict=True)
+        },
+        "workload": text,
+        "device": ours.device,
+    }
 
 
 def _dense(plan: Plan | None) -> Path | None:
