@@ -3,11 +3,11 @@
     python benchmarks/width_depth.py --data ../shared/data/text
 
 Widths at 10, 20 and 30 per cent of the linear weights, unaligned as published and aligned to 16
-(objective curve); depth at 1 to 8 layers; `kfac` and `mixed` beside them. Perplexity is that of
-benchmarks/smollm2.py on half of its windows: 16 of 512 tokens, spread over the test text.
-Calibration: 8,192 tokens of the WikiText-2 validation text, 24,576 for `kfac` and `mixed`. Every
-checkpoint is written, loaded back and measured. About an hour and a half on one core; a run goes on
-where the last one stopped.
+(objective curve); depth at 1 to 8 layers; `kfac` and `mixed` beside them, also at equal predicted
+time on an H100. Perplexity is that of benchmarks/smollm2.py on half of its windows: 16 of 512
+tokens, spread over the test text. Calibration: 8,192 tokens of the WikiText-2 validation text,
+24,576 for `kfac`, `mixed` and equal time. Every checkpoint is written, loaded back and measured.
+About two hours on one core; a run goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm2 import RATIOS, fetch_model
+from snapfit.core.errors import Infeasible
 from snapfit.core.options import Options
 from snapfit.core.progress import Silent
 
@@ -32,6 +33,8 @@ WIDTH = {
 }
 """Settings by the name of a row."""
 
+LATENCIES = (0.9, 0.8, 0.7)
+"""Of the dense model's predicted time on an H100, of a prefill of 1,024 tokens."""
 LAYERS = range(1, 9)
 DEPTH: dict[str, tuple[dict[str, str], tuple[int, ...]]] = {
     "shortgpt": ({}, tuple(LAYERS)),
@@ -73,7 +76,18 @@ def cases() -> list[dict[str, Any]]:
         for ratio in RATIOS
         for name in ("kfac", "mixed")
     ]
-    return [{"calib_tokens": 8_192, **case} for case in (*width, *depth, *rest)]
+    timed = [
+        {
+            "name": name,
+            "budget": f"latency={share}",
+            "target": "h100_sxm",
+            "objective": "curve",
+            "calib_tokens": 24_576,
+        }
+        for share in LATENCIES
+        for name in ("mixed", "kfac", "minitron", "shortgpt")
+    ]
+    return [{"calib_tokens": 8_192, **case} for case in (*width, *depth, *rest, *timed)]
 
 
 def collect_once(model: Path, args: argparse.Namespace) -> None:
@@ -110,9 +124,14 @@ def measure(case: dict[str, Any], model: Path, args: argparse.Namespace) -> dict
         **given,
     )
     with tempfile.TemporaryDirectory(dir=args.cache) as temporary:
-        report = compress(str(model), Path(temporary) / "out", options, Silent())
+        try:
+            report = compress(str(model), Path(temporary) / "out", options, Silent())
+        except Infeasible as error:
+            return {**case, "infeasible": str(error)}
+    times = report.get("latency")
     return {
         **case,
+        **({"latency.share": times["compressed"] / times["dense"]} if times else {}),
         "ratio.linear": report["ratio"]["linear"],
         "mod16": report["alignment"]["mod16"],
         "within_budget": report["params"]["compressed"] <= report["params"]["budget"],
@@ -124,19 +143,30 @@ def measure(case: dict[str, Any], model: Path, args: argparse.Namespace) -> dict
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
-    lines = ["| method | objective | removed | mod16 | perplexity |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {row['name']} | {row.get('objective', '-')} | {removed(row)} | {row['mod16']:.2f} "
-        f"| {row['perplexity']:.2f} ± {row['stderr']:.2f} |"
-        for row in rows
+    lines = [
+        "| method | objective | budget | linear weights removed | mod16 | perplexity |",
+        "|---|---|---|---|---|---|",
     ]
+    for row in rows:
+        head = f"| {row['name']} | {row.get('objective', '-')} | {budget(row)} "
+        if "infeasible" in row:
+            lines.append(f"{head}| - | - | cannot be met |")
+            continue
+        lines.append(
+            f"{head}| {row['ratio.linear']:.2%} | {row['mod16']:.2f} "
+            f"| {row['perplexity']:.2f} ± {row['stderr']:.2f} |"
+        )
     return "\n".join(lines)
 
 
-def removed(row: dict[str, Any]) -> str:
-    """How much is gone: of the linear weights, and the layers where layers were counted."""
-    share = f"{row['ratio.linear']:.4f}"
-    return f"{row['layers']} layers, {share}" if "layers" in row else share
+def budget(row: dict[str, Any]) -> str:
+    """What was asked for; of a budget of time, what is predicted of the plan."""
+    if "layers" in row:
+        return f"{row['layers']} layers"
+    if "budget" in row:
+        share = f", predicted {row['latency.share']:.3f}" if "latency.share" in row else ""
+        return f"{row['budget']} on {row['target']}{share}"
+    return f"ratio {row['ratio']}"
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
@@ -149,7 +179,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     panels = figure.subplots(1, 2, sharey=True)
     lines: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for row in rows:
-        if row.get("objective", "curve") == "curve":
+        if row.get("objective", "curve") == "curve" and "budget" not in row:
             lines.setdefault((int("layers" in row), row["name"]), []).append(row)
     for panel, axes in enumerate(panels):
         named = [(name, found) for (where, name), found in lines.items() if where == panel]

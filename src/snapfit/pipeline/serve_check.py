@@ -23,7 +23,7 @@ from snapfit.evals.serving import TIES, TOKENS, Ids, compare, encode_prompts
 from snapfit.evals.serving_engines import Engine, TransformersEngine, VllmEngine
 from snapfit.evals.serving_report import EngineCheck, ServeCheck
 from snapfit.evals.serving_time import PAIRS, STEPS, PhaseTime, measure
-from snapfit.pipeline.diagnose import diagnose
+from snapfit.pipeline.foretell import foretell
 from snapfit.pipeline.respondent import device
 
 ENGINES = ("vllm", "transformers")
@@ -91,7 +91,7 @@ def serve_check(
     if settings.dtype not in TIES:
         raise UsageError(f"dtype {settings.dtype!r} is none of {', '.join(TIES)}")
     if settings.target is not None and against is not None:
-        predicted = predict(model, against, settings.target, workload, progress)
+        predicted = foretell(model, against, settings.target, workload)
     asked = _asked(model, settings, progress)
     checks = tuple(_check(name, model, settings, workload, asked, progress) for name in names)
     folders = {"compressed": model} | ({"dense": against} if against else {})
@@ -237,33 +237,6 @@ def _predicted(plan: Plan | None) -> dict[str, Any] | None:
     if "latency.share" not in known:
         return None
     return {key: known.get(f"latency.{key}") for key in ("share", "spread", "workload", "device")}
-
-
-def predict(
-    model: Path, against: Path, target: str, workload: Workload, progress: Progress
-) -> dict[str, Any]:
-    """What a target's times say of two checkpoints, by their shapes.
-
-    Returns:
-        'share' of the dense model's time, 'phases' (the same a phase), 'workload', 'device'.
-
-    Raises:
-        SnapfitError: the target has no times, or a checkpoint cannot be described.
-
-    """
-    text = str(workload)
-    ours, theirs = (diagnose(path, target, text, progress=progress) for path in (model, against))
-    if not ours.phases or not theirs.phases:
-        raise SnapfitError(f"{target} has no times; choose another --target, or leave it out")
-    return {
-        "share": ours.microseconds / theirs.microseconds,
-        "phases": {
-            one.phase: one.microseconds / other.microseconds
-            for one, other in zip(ours.phases, theirs.phases, strict=True)
-        },
-        "workload": text,
-        "device": ours.device,
-    }
 
 
 def _dense(plan: Plan | None) -> Path | None:
