@@ -4,8 +4,9 @@
 
 Claims: 200 problems of each, zero-shot, with lm-evaluation-harness's prompts, tokenisation and
 both of its accuracies; 95% intervals over problems, and paired differences from the dense model.
-PIQA tells the models apart; on MMLU-STEM all are at chance (25%), the dense one too, so that
-nothing can be said there.
+On PIQA all are above chance and lose more the more was removed; 200 problems are too few to be sure
+of any one difference. On MMLU-STEM all are at chance (25%), the dense model too, so that nothing
+can be said there.
 
 The dense model is made by benchmarks/smollm2.py, the compressed ones from it, for instance
 

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from snapfit.checkpoint.load import load, load_tokenizer
+from snapfit.core.errors import SnapfitError
 from snapfit.core.files import write_json
-from snapfit.core.progress import Silent
 from snapfit.core.workload import Workload
 from snapfit.evals.serving import TIES, TOKENS, Parity, compare, encode_prompts
 from snapfit.evals.serving_engines import TransformersEngine, VllmEngine
 from snapfit.evals.serving_time import PhaseTime, measure, summary
-from snapfit.pipeline.serve_check import predict
+from snapfit.pipeline.foretell import foretell
 
 WORKLOAD = "prefill:1x256,decode:8x64"
 OUTPUT = Path(__file__).parent / "results" / "serving"
@@ -36,17 +36,19 @@ class Row:
     """One checkpoint."""
 
     name: str
-    parity: Parity
+    parity: Parity | None
     times: tuple[PhaseTime, ...]
     resident: int | None
     files: int
     predicted: dict[str, Any] | None
+    refused: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable dictionary."""
         return {
             "name": self.name,
-            "parity": self.parity.to_json(),
+            "parity": None if self.parity is None else self.parity.to_json(),
+            "refused": self.refused,
             "times": [time.to_json() for time in self.times],
             "resident_bytes": self.resident,
             "weight_bytes": self.files,
@@ -76,7 +78,19 @@ def examine(
     """Compare and, beside a dense engine, time one checkpoint."""
     prompts = encode_prompts(load_tokenizer(folder))
     reference = TransformersEngine(load(folder, dtype=torch.float32, trust_remote_code=True))
-    served = engine(folder, workload, dtype)
+    files = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    try:
+        served = engine(folder, workload, dtype)
+    except SnapfitError as error:
+        return Row(
+            name=folder.name,
+            parity=None,
+            times=(),
+            resident=None,
+            files=files,
+            predicted=predicted,
+            refused=str(error).removeprefix(str(folder)).strip(),
+        )
     try:
         found = served.answers(prompts, TOKENS)
         parity = compare(reference.logits, prompts, found, TIES[dtype])
@@ -87,7 +101,7 @@ def examine(
             parity=parity,
             times=times,
             resident=served.resident,
-            files=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+            files=files,
             predicted=predicted,
         )
     finally:
@@ -107,6 +121,10 @@ def table(rows: list[Row]) -> list[str]:
     head = ["checkpoint", "equal prompts", *names, "prefill ms", "decode tok/s", "predicted"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
+        if row.parity is None:
+            cells = [row.name, f"refused: {row.refused}", *["-"] * (len(head) - 2)]
+            lines.append(f"| {' | '.join(cells)} |")
+            continue
         ties = len(row.parity.divergences) - len(row.parity.wrong)
         wrong = f", {len(row.parity.wrong)} WRONG" if row.parity.wrong else ""
         same = f"{row.parity.equal} of {row.parity.prompts}" + (f", {ties} ties" if ties else "")
@@ -158,7 +176,7 @@ def main() -> None:
         known = {}
         if asked.target:  # before an engine takes memory and a core
             for folder in asked.folders:
-                known[folder] = predict(folder, asked.base, asked.target, workload, Silent())
+                known[folder] = foretell(folder, asked.base, asked.target, workload)
         dense = engine(asked.base, workload, asked.dtype)
         try:
             for folder in asked.folders:

@@ -76,6 +76,11 @@ class Watched:
         """Of the model's generator."""
         return self.inner.generator.chunk
 
+    @property
+    def context(self) -> int | None:
+        """Of the model's generator."""
+        return self.inner.generator.context
+
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
         """Generate, on the clock."""
         found = self.inner.generator.generate(requests)
