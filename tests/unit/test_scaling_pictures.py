@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from snapfit.viz.pages import write_scaling_page, write_traces_page
+from snapfit.viz.pages import contrasted, write_scaling_page, write_traces_page
 from snapfit.viz.scaling import (
     budget_picture,
     contrast_picture,
@@ -169,3 +169,26 @@ def test_the_page_of_traces_explains_its_columns(tmp_path: Path) -> None:
     for part in ("25.00%", "0 of 2", "First errors by step", "Divergence (nats) against position"):
         assert part in page
     assert page.count("<svg") == 3
+
+
+def told(layers: dict[str, int | None]) -> dict[str, Any]:
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6}
+    curve = {"families": {"long": {"accuracy": [interval, {**interval, "value": 0.7}]}}}
+    return {
+        "settings": {"layers": layers},
+        "against": "base",
+        "models": dict.fromkeys(layers, curve),
+    }
+
+
+def test_families_are_contrasted_over_a_schedule_of_layers() -> None:
+    found = contrasted(told({"one": 7, "base": 8, "two": 6}))
+    assert found["long"]["removed"] == [0, 1, 2]
+    assert [interval["value"] for interval in found["long"]["accuracy"]] == [0.7] * 3
+
+
+@pytest.mark.parametrize(
+    "layers", [{"base": 8, "a": 7, "b": 7}, {"base": 8}, {"base": 8, "a": None}]
+)
+def test_other_models_are_not_contrasted(layers: dict[str, int | None]) -> None:
+    assert contrasted(told(layers)) == {}

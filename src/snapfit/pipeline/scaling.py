@@ -206,6 +206,7 @@ def _settings(
         "dtype": options.dtype,
         "trust_remote_code": options.trust_remote_code,
         "sampling": asdict(sampling),
+        "layers": {names[model]: _layers(found.path) for model, found in respondents.items()},
         "delimiters": {
             names[model]: found.dialogue.delimiters.to_json()
             for model, found in respondents.items()
@@ -226,6 +227,14 @@ def _settings(
     }
     plain: dict[str, Any] = json.loads(json.dumps(wanted))  # as a resumed run reads it
     return plain
+
+
+def _layers(folder: Path) -> int | None:
+    """Decoder layers, where the configuration says how many."""
+    config = read_json(folder / "config.json")
+    text = config.get("text_config", config)
+    count = text.get("num_hidden_layers", text.get("n_layer"))
+    return count if isinstance(count, int) else None
 
 
 def _digest(task: Task) -> str:
@@ -266,7 +275,7 @@ def _check_same(output: Path, wanted: dict[str, Any]) -> None:
                 "use another folder"
             )
     merged = {**found, "models": list(dict.fromkeys([*found["models"], *wanted["models"]]))}
-    for key in ("paths", "delimiters"):
+    for key in ("paths", "layers", "delimiters"):
         clash = [
             name
             for name in wanted[key]

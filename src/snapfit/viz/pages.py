@@ -14,6 +14,7 @@ from snapfit.core.files import atomic_path
 from snapfit.viz.canvas import available
 from snapfit.viz.scaling import (
     budget_picture,
+    contrast_picture,
     drift_picture,
     error_picture,
     layers_picture,
@@ -53,7 +54,30 @@ def scaling_pictures(summary: Mapping[str, Any]) -> list[tuple[str, Markup]]:
         if sampled:
             drawn = Markup(passk_picture(task, sampled))  # noqa: S704
             pictures.append((f"{task}: samples", drawn))
+    contrast = contrasted(summary)
+    if contrast:
+        drawn = Markup(contrast_picture("at the largest budget", contrast))  # noqa: S704
+        pictures.append(("Families against layers removed", drawn))
     return pictures
+
+
+def contrasted(summary: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
+    """'removed' and 'accuracy' of each family, over models that differ in their number of layers.
+
+    Empty where two models have the same number: they are then no steps of one schedule.
+    """
+    layers, against = summary["settings"].get("layers", {}), summary["against"]
+    known = {model: layers.get(model) for model in summary["models"]}
+    counts = list(known.values())
+    if against is None or None in counts or len(set(counts)) < max(2, len(counts)):
+        return {}
+    found: dict[str, dict[str, list[Any]]] = {}
+    for model in sorted(known, key=lambda name: -known[name]):
+        for family, curve in summary["models"][model]["families"].items():
+            line = found.setdefault(family, {"removed": [], "accuracy": []})
+            line["removed"].append(known[against] - known[model])
+            line["accuracy"].append(curve["accuracy"][-1])
+    return found
 
 
 def write_scaling_page(path: Path, summary: Mapping[str, Any]) -> None:
@@ -74,11 +98,27 @@ def write_scaling_page(path: Path, summary: Mapping[str, Any]) -> None:
             title=title,
             version=snapfit.__version__,
             summary=summary,
+            marked=_marked(summary["settings"]["delimiters"]),
             pictures=scaling_pictures(summary),
             drawn=available(),
         )
     )
     _write(path, page)
+
+
+def _marked(
+    delimiters: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[Mapping[str, Any], list[str]]]:
+    """Delimiters of thinking, and the models that have them."""
+    found: list[tuple[Mapping[str, Any], list[str]]] = []
+    for model, marks in delimiters.items():
+        for known, models in found:
+            if known == marks:
+                models.append(model)
+                break
+        else:
+            found.append((marks, [model]))
+    return found
 
 
 def write_traces_page(path: Path, title: str, analysis: Mapping[str, Any]) -> None:
