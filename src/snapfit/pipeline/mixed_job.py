@@ -120,9 +120,14 @@ class MixedJob(Job):
         return probe(self, alone=self.alone, droppable=self.droppable)
 
     @cached_property
+    def predicted(self) -> dict[str, Curve]:
+        """Loss of every group as its own method predicts it."""
+        return {name: c for layer in self.ordered.values() for name, c in layer.curves.items()}
+
+    @cached_property
     def curves(self) -> dict[str, Curve]:
         """Loss of every group in nats, through what was measured."""
-        raw = {name: c for layer in self.ordered.values() for name, c in layer.curves.items()}
+        raw = self.predicted
         roles: dict[tuple[str, str], list[Group]] = {}
         for group in self.space.groups:
             roles.setdefault((group.kind, group.role), []).append(group)

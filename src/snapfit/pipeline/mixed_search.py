@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from snapfit.core.curve import NATS
 from snapfit.core.errors import Infeasible
 from snapfit.core.measured import LEAST, Loss
 from snapfit.core.mixed_planner import Allowed, Losses, MixedPlanner, allowed_by, one_kind
@@ -64,8 +65,9 @@ class Search:
     def best(self) -> Made:
         """The plan with the least measured loss; of equals, the one found first.
 
-        What only factors, only narrows or only drops layers is a mixed plan too, and is measured
-        beside the others: a prediction that is wrong about one kind then costs nothing.
+        What only factors, only narrows or only drops layers is a mixed plan too, also as its
+        method alone would choose it, and is measured beside the others: a prediction that is wrong
+        about one kind then costs nothing.
 
         Raises:
             Infeasible: the budget cannot be met.
@@ -79,16 +81,28 @@ class Search:
             self.factors = meter.factors(losses, first.choice.sizes)
             losses = corrected(losses, self.factors, job.space)
             self._make("corrected", losses, allowed, meter)
-        undropped = Losses(curves=losses.curves, drops={})
+        undropped, alone = Losses(curves=losses.curves, drops={}), self._alone()
+        factored, narrowed = one_kind(allowed, "rank"), one_kind(allowed, "width", "kv_heads")
         for name, given, few in (
-            ("factored", undropped, one_kind(allowed, "rank")),
-            ("narrowed", undropped, one_kind(allowed, "width", "kv_heads")),
+            ("factored", undropped, factored),
+            ("factored.alone", alone, factored),
+            ("narrowed", undropped, narrowed),
+            ("narrowed.alone", alone, narrowed),
             ("dropped", losses, one_kind(allowed)),
         ):
             # One kind alone may not reach the budget.
             with contextlib.suppress(Infeasible):
                 self._make(name, given, few, meter)
         return min(self.made, key=lambda made: made.measured.nats)
+
+    def _alone(self) -> Losses:
+        """What each method predicts, where that is in nats, as a job of its own would use it."""
+        job = self.job
+        curves = {
+            name: curve if curve.unit == NATS else job.curves[name]
+            for name, curve in job.predicted.items()
+        }
+        return Losses(curves=curves, drops={})
 
     def figures(self) -> dict[str, float]:
         """What a plan records of the search."""
