@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from served import factors, odd, plain
+from served import factors, odd, plain, rough
 from torch import Tensor
 
 import snapfit
@@ -198,6 +198,12 @@ def test_code_runs_only_where_it_may(tmp_path: Path) -> None:
         "model_impl": "transformers",
     }
     assert engine_settings(tmp_path / "dense", trust_remote_code=False) == {}
+
+
+def test_what_vllm_cannot_hold_of_standalone_is_refused(tmp_path: Path) -> None:
+    folder = rough(plain("llama", tmp_path / "dense")).save(tmp_path / "small", "standalone")
+    with pytest.raises(SnapfitError, match=r"fewer heads or without attention.*save .* 'factored'"):
+        engine_settings(folder, trust_remote_code=True)
 
 
 def test_quantised_checkpoints_have_no_reference(tmp_path: Path) -> None:

@@ -252,6 +252,7 @@ def engine_settings(folder: Path, *, trust_remote_code: bool) -> dict[str, Any]:
 
     Raises:
         UsageError: the checkpoint needs its own code, and it may not run.
+        SnapfitError: vLLM's transformers backend cannot hold what the checkpoint says.
 
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -261,9 +262,16 @@ def engine_settings(folder: Path, *, trust_remote_code: bool) -> dict[str, Any]:
         raise UsageError(
             f"{folder} holds code that vLLM must run; look at it, then pass --trust-remote-code"
         )
+    if "snapfit" not in config:
+        return {"trust_remote_code": True}
+    structure = config["snapfit"]
+    if structure.get("heads") or "attention" in structure.get("absent", {}).values():
+        raise SnapfitError(
+            f"{folder} has layers with fewer heads or without attention, for which vLLM's "
+            "transformers backend has no place; save the model as 'factored'"
+        )
     # The native classes of vLLM know nothing of a standalone checkpoint's shapes.
-    standalone = {"model_impl": "transformers"} if "snapfit" in config else {}
-    return {"trust_remote_code": True, **standalone}
+    return {"trust_remote_code": True, "model_impl": "transformers"}
 
 
 @contextlib.contextmanager
