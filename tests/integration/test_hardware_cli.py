@@ -119,7 +119,7 @@ def test_one_target_with_its_stack(cli: Callable[..., Done]) -> None:
     found = cli("targets", text, "--json").json
     assert found["rank_multiple"] == 128
     assert {rule["shares"] for rule in found["rules"]} == {2}
-    assert "factored" in found["formats"]
+    assert found["formats"] == ["standalone", "decilm", "stock", "folded"]
 
 
 @pytest.mark.parametrize(

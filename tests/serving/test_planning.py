@@ -38,3 +38,16 @@ def test_heads_that_the_workers_cannot_share_are_refused(
     assert code == 2
     assert "4 query and 2 key-value heads, refused by: tp=3" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_quantised_weights_are_refused_in_a_factored_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, output = plan(tmp_path, "h100_sxm,quant=fp8")
+    assert code == 2
+    assert "quant=fp8 cannot be in format=factored" in capsys.readouterr().err
+    assert not output.exists()
+    code, output = plan(tmp_path, "h100_sxm,quant=fp8", "--format", "standalone")
+    assert code == 0
+    sizes = json.loads(output.read_text())["sizes"]
+    assert all(size % 16 == 0 for name, size in sizes.items() if name.endswith("mlp"))

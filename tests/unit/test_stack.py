@@ -329,3 +329,13 @@ def test_formats_of_engines(engine: str, holds_ranks: bool) -> None:
     assert ("factored" in formats) == holds_ranks
     assert {"stock", "folded"} <= set(formats) <= set(FORMATS)
     assert set(ENGINES) == {"vllm", "transformers", "tensorrt-llm", "llama.cpp"}
+
+
+def test_quantised_weights_have_no_place_in_a_factored_checkpoint() -> None:
+    assert "factored" not in Stack(quant="marlin", engine="vllm").formats
+    assert Stack(quant="gguf").formats == ("decilm", "stock", "folded")
+    with pytest.raises(UsageError, match=r"quant=marlin cannot be in format=factored.*standalone"):
+        Stack(quant="marlin").check_format("factored")
+    with pytest.raises(UsageError, match=r"engine=llama\.cpp does not load format=standalone"):
+        Stack(quant="gguf", engine="llama.cpp").check_format("standalone")
+    Stack(engine="vllm").check_format("factored")

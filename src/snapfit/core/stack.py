@@ -176,20 +176,42 @@ class Stack:
                 f"engine={self.engine} has no kernels for quant={self.quant}; "
                 f"{' and '.join(engines)} have"
             )
-        if self.format and self.format not in self.formats:
-            raise UsageError(
-                f"engine={self.engine} does not load format={self.format}; "
-                f"choose from: {', '.join(self.formats)}"
-            )
+        if self.format is not None:
+            self.check_format(self.format)
         groups = QUANTS[self.quant].groups if self.quant else ()
         if self.group is not None and self.group not in groups:
             takes = f"takes {', '.join(groups)}" if groups else "has none"
             raise UsageError(f"group={self.group}: quant={self.quant or 'none'} {takes}")
 
+    def check_format(self, name: str) -> None:
+        """Refuse a format that cannot be served here.
+
+        Raises:
+            UsageError: says why, and which formats can.
+
+        """
+        if name in self.formats:
+            return
+        engine = f"engine={self.engine} does not load format={name}"
+        if self.engine is None or name in ENGINES[self.engine]:
+            engine = (
+                f"weights of quant={self.quant} cannot be in format={name}: a checkpoint has one "
+                "quant_method"
+            )
+        raise UsageError(f"{engine}; choose from: {', '.join(self.formats)}")
+
     @property
     def formats(self) -> tuple[str, ...]:
-        """Formats of a checkpoint that the engine loads, the most general first."""
-        return ENGINES[self.engine] if self.engine else FORMATS
+        """Formats of a checkpoint that the engine loads, the most general first.
+
+        Quantised weights leave out 'factored': a checkpoint has one `quant_method`, and there it is
+        snapfit's. Factors have no place in GGUF.
+        """
+        loaded = ENGINES[self.engine] if self.engine else FORMATS
+        if self.quant is None:
+            return loaded
+        held = ENGINES["llama.cpp"] if self.quant.startswith("gguf") else FORMATS
+        return tuple(name for name in loaded if name in held and name != "factored")
 
     @property
     def rules(self) -> tuple[AlignRule, ...]:

@@ -48,6 +48,7 @@ def check_target(job: Job) -> None:
     target = target_of(job.options)
     if target is not None:
         target.check(job.space)
+        target.stack.check_format(job.options.format)
 
 
 def planner_of(job: Job) -> Planner:
