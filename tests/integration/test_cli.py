@@ -7,36 +7,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from done import Done
 
 from snapfit import pipeline
-from snapfit.cli.app import run
 from snapfit.core.errors import SnapfitError
 from snapfit.core.progress import Progress
 
 EVERYTHING_SMALL = ["--calib-tokens", "1024", "--context", "128"]
 EVALUATION = ["--eval-context", "64", "--eval-windows", "4"]
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    def call(*arguments: object) -> Done:
-        code = run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return Done(code, out, err)
-
-    return call
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from done import Done
 from tiny_models import build
 
-from snapfit.cli.app import run
 from snapfit.core.candidates import AlignRule
 from snapfit.core.operators import Attention, Elementwise, Launch, Linear, Operator
 from snapfit.core.profile import Profile, Timing
@@ -27,28 +25,6 @@ RULES = (
     AlignRule(axis="out", multiple=16, source="a sweep", measured=True, penalty=2.0),
 )
 WORK = ["--workload", "prefill:1x16"]
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out)
-        return found
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    def call(*arguments: object) -> Done:
-        code = run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return Done(code, out, err)
-
-    return call
 
 
 def timing(operator: Operator, microseconds: float) -> Timing:

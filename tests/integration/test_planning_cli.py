@@ -6,14 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from done import Done
 from tiny_models import build
 
-from snapfit.cli.app import run
 from snapfit.core.candidates import AlignRule
 from snapfit.core.interpolate import Timing
 from snapfit.core.operators import Attention, Elementwise, Launch, Linear, Operator
@@ -21,28 +19,6 @@ from snapfit.core.profile import Profile
 
 RULE = AlignRule(axis="rank", multiple=4, source="a sweep", measured=True, penalty=2.0)
 WORK = ["--workload", "prefill:1x16"]
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out)
-        return found
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    def call(*arguments: object) -> Done:
-        code = run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return Done(code, out, err)
-
-    return call
 
 
 @pytest.fixture(scope="session")
