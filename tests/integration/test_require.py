@@ -17,6 +17,7 @@ from snapfit.core.report import Metric
 from snapfit.core.verdict import BROKEN, KEEPS
 
 SMALL = ["--calib-tokens", "1024", "--context", "128"]
+HEIGHTS = [f"reasoning.long.{name}" for name in ("dense", "compressed", "retained")]
 MODEL = ["compress", "embedded", "--method", "shortgpt", "--layers", "1", *SMALL]
 
 
@@ -32,11 +33,17 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Path]]:
             assert (base / "model.safetensors").exists()
             seen.append(model)
             folder.mkdir(parents=True)
+            ends = {"low": 0.13, "high": 0.3}
+            height = Metric(value=0.2, unit="", kind="measured", n=96, settings=ends)
             (folder / "scaling.html").write_text("<html></html>")
             return {
                 "reasoning.verdict": verdict,
                 "reasoning.reasons": "long: 18% of 96 problems [13%, 30%]",
-                "reasoning.long.retained": Metric(value=0.2, unit="", kind="measured", n=96),
+                "reasoning.note": "asked what it was trained on",
+                "reasoning.long.verdict": verdict,
+                **{
+                    f"reasoning.long.{name}": height for name in ("dense", "compressed", "retained")
+                },
             }
 
         monkeypatch.setattr(importlib.import_module("snapfit.pipeline.realise"), "run_check", check)
@@ -58,7 +65,10 @@ def test_the_verdict_is_in_the_report_the_card_and_the_table(
     assert report["reasoning"]["long"]["retained"] == 0.2
     assert report["stages"]["check"]["seconds"] >= 0
     assert f"{BROKEN}. long: 18% of 96 problems (13%, 30%)" in (out / "README.md").read_text()
-    assert "18% of 96 problems" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert f"Does it still reason? {BROKEN}" in page
+    assert "20.0% [13.0, 30.0]" in page
+    assert "reasoning.long" not in page
     assert (out / "scaling.html").exists()
     assert [path.name for path in tmp_path.glob("out*")] == ["out"]
 

@@ -15,7 +15,7 @@ from snapfit.core.space import Space
 from snapfit.viz.canvas import available
 from snapfit.viz.figures import curves_picture, sizes_picture
 from snapfit.viz.pages import environment
-from snapfit.viz.summary import by_role, facts, figures, stages
+from snapfit.viz.summary import by_role, facts, families, figures, stages
 
 
 def write_report(
@@ -68,6 +68,8 @@ def render(
             title=f"{plan.model}, compressed by snapfit",
             plan=plan,
             figures=figures(report),
+            reasoning=report.get("reasoning"),
+            families=families(report),
             stages=stages(report),
             facts=facts(report, plan),
             roles=by_role(space, plan, curves),

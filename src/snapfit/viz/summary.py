@@ -10,7 +10,7 @@ from snapfit.core.curve import Curve
 from snapfit.core.plan import Plan
 from snapfit.core.space import Space
 
-_NOT_FIGURES = frozenset({"schema", "details", "environment", "warnings", "stages"})
+_NOT_FIGURES = frozenset({"schema", "details", "environment", "warnings", "stages", "reasoning"})
 _LABELS = {
     "perplexity.dense": "Perplexity before",
     "perplexity.compressed": "Perplexity after",
@@ -109,6 +109,44 @@ def stages(report: Mapping[str, Any]) -> list[Stage]:
         )
         for name, spent in report.get("stages", {}).items()
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One family of tasks of the check: heights of both curves, and what is retained."""
+
+    name: str
+    problems: int
+    dense: str
+    compressed: str
+    retained: str
+    verdict: str
+
+
+def families(report: Mapping[str, Any]) -> list[Family]:
+    """The families that the check asked, where the report has one."""
+    return [
+        Family(
+            name=name,
+            problems=report["details"][f"reasoning.{name}.retained"]["n"],
+            dense=_interval(report, f"reasoning.{name}.dense", found["dense"]),
+            compressed=_interval(report, f"reasoning.{name}.compressed", found["compressed"]),
+            retained=_interval(report, f"reasoning.{name}.retained", found["retained"]),
+            verdict=str(found["verdict"]),
+        )
+        for name, found in report.get("reasoning", {}).items()
+        if isinstance(found, Mapping)
+    ]
+
+
+def _interval(report: Mapping[str, Any], name: str, value: float | None) -> str:
+    if value is None:
+        return "not known"
+    ends = report["details"][name].get("settings", {})
+    shown = f"{value:.1%}"
+    if ends.get("low") is None or ends.get("high") is None:
+        return shown
+    return f"{shown} [{100 * ends['low']:.1f}, {100 * ends['high']:.1f}]"
 
 
 def facts(report: Mapping[str, Any], plan: Plan) -> list[tuple[str, str]]:
