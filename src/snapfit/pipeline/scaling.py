@@ -279,13 +279,13 @@ def _check_same(output: Path, wanted: dict[str, Any]) -> None:
         clash = [
             name
             for name in wanted[key]
-            if found[key].get(name, wanted[key][name]) != wanted[key][name]
+            if found.get(key, {}).get(name, wanted[key][name]) != wanted[key][name]
         ]
         if clash:
             raise SnapfitError(
                 f"{output} holds a run in which {clash[0]} has other {key}; use another folder"
             )
-        merged[key] = {**found[key], **wanted[key]}
+        merged[key] = {**found.get(key, {}), **wanted[key]}
     write_json(path, merged)
 
 
