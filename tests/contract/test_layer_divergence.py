@@ -27,7 +27,8 @@ def test_running_from_a_layer_on_equals_running_everything(architecture, tiny):
     layers = family(source).layers
     ids_BT = sample_ids(3, 12)
     measure = LayerDivergence(model, layers, ids_BT)
-    originals = [log_probabilities(model, window_T) for window_T in ids_BT]
+    with torch.no_grad():
+        originals = [log_probabilities(model, window_T) for window_T in ids_BT]
     for first in range(3):
         name = a_matrix(model, layers, first)
         weights = {name: model.get_parameter(name).data * 0.5}

@@ -173,6 +173,8 @@ def test_what_the_plan_predicts_is_shown_as_predicted(folders: tuple[Path, Path]
 
 
 def test_a_target_predicts_both_models(folders: tuple[Path, Path]) -> None:
+    for module in ("aiconfigurator_core", "pyarrow"):
+        pytest.importorskip(module, reason="the extra 'hardware' is not installed")
     settings = Settings(
         engine="transformers",
         against=folders[1],
