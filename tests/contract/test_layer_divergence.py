@@ -31,7 +31,8 @@ def test_running_from_a_layer_on_equals_running_everything(architecture, tiny):
         originals = [log_probabilities(model, window_T) for window_T in ids_BT]
     for first in range(3):
         name = a_matrix(model, layers, first)
-        weights = {name: model.get_parameter(name).data * 0.5}
+        # Not a multiple of the weight: a norm over queries would undo that.
+        weights = {name: model.get_parameter(name).data.flip(1)}
         found = measure(Variant(weights=weights), first)
         with varied(model, Variant(weights=weights)), torch.no_grad():
             changed = [log_probabilities(model, window_T) for window_T in ids_BT]
@@ -39,10 +40,10 @@ def test_running_from_a_layer_on_equals_running_everything(architecture, tiny):
             float((o.exp() * (o - c)).sum(dtype=torch.float64))
             for o, c in zip(originals, changed, strict=True)
         )
-        assert found.nats == pytest.approx(expected / ids_BT.numel(), rel=1e-9, abs=1e-12)
+        assert found.nats == pytest.approx(expected / ids_BT.numel(), rel=1e-6)
         assert found.nats > 1e-6
         assert found.nats == pytest.approx(
-            divergences(model, ids_BT, {"a": weights})["a"], rel=1e-9, abs=1e-12
+            divergences(model, ids_BT, {"a": weights})["a"], rel=1e-6
         )
     assert measure(Variant(), 2).nats == 0
     assert all(

@@ -3,7 +3,7 @@
 The hidden states of the original at the input of every layer are kept; a variant that changes
 layer l runs the layers from l on only, from what the original gives them. transformers' own
 forward pass runs, with stand-ins that compute nothing in the place of the layers before, so that
-the result is that of the whole variant, bit for bit.
+the result is that of the whole variant, up to rounding.
 
 Shape suffixes: B windows, T tokens of a window, D hidden size, V vocabulary, M outputs.
 """
