@@ -15,7 +15,7 @@ demo: .venv/report.stamp build/demo-text.txt
 	  --work snapfit-work --overwrite
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # In an environment of its own, since vLLM pins torch and transformers. On a CPU, as docs/serving.md says.
 test-serving: .venv-serve/stamp

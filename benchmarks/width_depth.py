@@ -147,7 +147,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| method | objective | budget | linear weights removed | mod16 | perplexity |",
         "|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in sorted(rows, key=_place):
         head = f"| {row['name']} | {row.get('objective', '-')} | {budget(row)} "
         if "infeasible" in row:
             lines.append(f"{head}| - | - | cannot be met |")
@@ -157,6 +157,13 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"| {row['perplexity']:.2f} ± {row['stderr']:.2f} |"
         )
     return "\n".join(lines)
+
+
+def _place(row: dict[str, Any]) -> tuple[object, ...]:
+    """Shares first, then layers, then times; each method's rows together."""
+    kind = ("layers" in row) + 2 * ("budget" in row)
+    asked = row.get("layers", row.get("ratio", row.get("budget")))
+    return kind, row["name"], row.get("objective", "-"), asked
 
 
 def budget(row: dict[str, Any]) -> str:
@@ -176,7 +183,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     from snapfit.viz.canvas import STYLES
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2)
     lines: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row.get("objective", "curve") == "curve" and "budget" not in row:
@@ -191,6 +198,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
                 dash,
                 marker=marker,
                 color=colour,
+                markerfacecolor=colour if index < len(STYLES) else "white",
                 label=name,
             )
         axes.axhline(rows[0]["perplexity.dense"], color="#888888", linewidth=0.8)
