@@ -5,6 +5,7 @@ BIN := .venv/bin
 DEMO := demo-output
 
 SERVE := .venv-serve/bin
+SERVING ?= tests/serving
 
 .PHONY: demo test test-serving check clean
 
@@ -20,7 +21,7 @@ test: .venv/dev.stamp
 # In an environment of its own, since vLLM pins torch and transformers. On a CPU, as docs/serving.md says.
 test-serving: .venv-serve/stamp
 	VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 \
-	  $(SERVE)/python -m pytest -W default -o addopts=-ra tests/serving
+	  $(SERVE)/python -m pytest -W default -o addopts=-ra $(SERVING)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .
