@@ -25,6 +25,7 @@ from snapfit.core.workload import Phase
 from snapfit.hardware.cuda import clocked
 from snapfit.models.shapes import open_shapes
 from snapfit.models.source import empty_model
+from snapfit.nn.cache import cache_argument
 from snapfit.nn.surgery import reshape
 
 SCALE = 0.02
@@ -125,8 +126,10 @@ def step(model: PreTrainedModel, phase: Phase) -> Callable[[], object]:
         for_layer = [torch.randn(shape, device=device).to(model.dtype) for _ in range(2)]
         cache.update(*for_layer, layer)
 
+    held = cache_argument(model)
+
     def decode() -> object:
-        logits = model(ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits = model(ids_BT, **{held: cache}, use_cache=True, logits_to_keep=1)
         cache.crop(-1)
         return logits
 

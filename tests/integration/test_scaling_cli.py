@@ -113,7 +113,7 @@ def test_rescoring_reads_the_lines_only(finished: Path, cli: Cli) -> None:
     assert "shallow: " in out
     page = (finished / "scaling.html").read_text()
     assert "embedded-long: accuracy against the budget" in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5  # the last: families against layers removed
     assert "<script" not in page
     assert 'src="http' not in page
 

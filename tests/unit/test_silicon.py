@@ -203,7 +203,7 @@ def test_a_gpu_without_a_table_is_wholly_modelled() -> None:
     target = silicon.find("l4")
     assert target is not None
     assert target.timer is not None
-    assert "modelled" in target.notes[0]
+    assert "publishes no measured products of l4" in target.notes[0]
     assert target.timer.time(Linear(m=512, n=4096, k=4096)).source == "model"
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.evals.serving import Ids
+from snapfit.nn.cache import cache_argument
 
 KV_BYTES = 1 << 30
 """Cache of keys and values of an engine on the CPU: the same for both models."""
@@ -114,9 +115,8 @@ class TransformersEngine:
         for _ in range(steps):
             next_B1 = output.logits[:, -1].argmax(-1, keepdim=True)
             began = self._now()
-            output = self._model(
-                next_B1, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1
-            )
+            held = {cache_argument(self._model): output.past_key_values}
+            output = self._model(next_B1, **held, use_cache=True, logits_to_keep=1)
             found.append(self._now() - began)
         return statistics.median(found)
 

@@ -13,7 +13,6 @@ Shape suffixes: B windows, b of a batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from snapfit.calib.sources.turns import Author, Monologue, make_script
 from snapfit.core.errors import SnapfitError
+from snapfit.nn.cache import cache_argument
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +143,7 @@ def _generate(
 
     ids_bT = torch.empty(uniform_bT.shape, dtype=torch.int64)
     mask_bT = torch.empty(uniform_bT.shape, dtype=torch.bool)
-    cache = {_cache_argument(model): DynamicCache(config=model.config), "use_cache": True}
+    cache = {cache_argument(model): DynamicCache(config=model.config), "use_cache": True}
     sampled = [0] * len(authors)
     for step in range(uniform_bT.shape[1]):
         written = [author.write(token) for author, token in zip(authors, sampled, strict=True)]
@@ -160,11 +160,6 @@ def _generate(
         chosen_b = torch.searchsorted(cumulative_bV, threshold_b1, right=True)[:, 0]
         sampled = chosen_b.clamp_max(logits_bV.shape[1] - 1).tolist()
     return ids_bT, mask_bT
-
-
-def _cache_argument(model: PreTrainedModel) -> str:
-    """'cache' since transformers 5.24 or so, 'past_key_values' before."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _all(value: Any) -> list[int]:
