@@ -220,3 +220,17 @@ def test_wrong_groups(cli: Callable[..., Done], tmp_path: Path, model: Path, dev
     plot = cli(*asked, "--plot", tmp_path / "a.pdf")
     assert plot.code == 2
     assert "--plot writes .svg or .png; got 'a.pdf'" in plot.err
+
+
+def test_a_plan_that_is_smaller_but_not_faster_says_so(
+    cli: Callable[..., Done], tmp_path: Path
+) -> None:
+    for module in ("aiconfigurator_core", "pyarrow"):
+        pytest.importorskip(module, reason="the extra 'hardware' is not installed")
+    small = ["--calib-tokens", 1024, "--context", 128, "--work", tmp_path / "work"]
+    plan = ["plan", "embedded", "-o", tmp_path / "plan.json", "--ratio", 0.2, *small]
+    done = cli(*plan, "--target", "a100_sxm")
+    assert done.code == 0
+    share = json.loads((tmp_path / "plan.json").read_text())["predicted"]["latency.share"]
+    assert share > 1, "two launches in place of one, on a model of this size"
+    assert f"predicted to take {share:.3f} of the dense model's time" in done.err

@@ -61,5 +61,11 @@ def recorded(
         seed=options.seed,
         version=snapfit.__version__,
     )
+    share = predicted.get("latency.share")
+    if share is not None and share >= 1:
+        job.progress.note(
+            f"on {predicted['latency.device']} this plan is predicted to take {share:.3f} of the "
+            "dense model's time: smaller, not faster; --budget latency=... asks for time"
+        )
     blueprint_of(job, plan)  # refuses what the format cannot hold, before anything is written
     return plan
