@@ -100,7 +100,7 @@ def by_unit(case, group, value):
     return torch.tensor(totals, dtype=torch.float64)
 
 
-def agrees(ordered, group, importance, rtol=1e-4):
+def assert_agrees(ordered, group, importance, rtol=1e-4):
     found = ordered[group.name].tensors
     order = torch.argsort(importance, descending=True, stable=True)
     torch.testing.assert_close(found["importance"], importance[order], rtol=rtol, atol=1e-9)
@@ -112,14 +112,16 @@ def test_taylor_is_the_structure_s_sum_of_weight_times_gradient(case):
     ordered = case.ordered("llm-pruner", "width", "kv_heads")
     for group in case.groups("width", "kv_heads"):
         worth = by_unit(case, group, lambda n: (case.weights[n] * case.slopes[n]).abs())
-        agrees(ordered, group, worth)
+        assert_agrees(ordered, group, worth)
 
 
 @pytest.mark.parametrize(("name", "power"), [("l1", 1), ("l2", 2)])
 def test_magnitudes(case, name, power):
     ordered = case.ordered("llm-pruner", "width", "kv_heads", importance=name)
     for group in case.groups("width", "kv_heads"):
-        agrees(ordered, group, by_unit(case, group, lambda n: case.weights[n].abs() ** power))
+        assert_agrees(
+            ordered, group, by_unit(case, group, lambda n: case.weights[n].abs() ** power)
+        )
 
 
 def test_minitron_is_the_mean_activation(case):
@@ -132,7 +134,7 @@ def test_minitron_is_the_mean_activation(case):
         else:
             norms = x.unflatten(-1, (heads, -1)).norm(dim=-1).mean(0)
             expected = norms.reshape(group.full, -1).mean(1)
-        agrees(ordered, group, expected)
+        assert_agrees(ordered, group, expected)
 
 
 def test_flap_is_standardised_fluctuation(case):
@@ -143,7 +145,7 @@ def test_flap_is_standardised_fluctuation(case):
         fluctuation = ((x - x.mean(0)) ** 2).sum(0) / (len(x) - 1)
         metric = fluctuation * (weight**2).sum(0)
         metric = (metric - metric.mean()) / metric.std()
-        agrees(ordered, group, metric.reshape(group.full, -1).mean(1))
+        assert_agrees(ordered, group, metric.reshape(group.full, -1).mean(1))
 
 
 def test_flap_s_bias_is_what_the_removed_inputs_put_out_on_average(case):
@@ -207,9 +209,9 @@ def test_whole_experts_by_routing_and_by_what_they_add(tmp_path):
     ((_, index_TK, weight_TK),) = routed
     usage = torch.stack([weight_TK[index_TK == e].double().sum() for e in range(4)]) / len(x)
     settings = {"parts": "experts"}
-    agrees(case.ordered("minitron", "experts", **settings), group, usage)
+    assert_agrees(case.ordered("minitron", "experts", **settings), group, usage)
     flap = case.ordered("flap", "experts", **settings)
-    agrees(flap, group, (usage - usage.mean()) / usage.std())
+    assert_agrees(flap, group, (usage - usage.mean()) / usage.std())
     assert "mean" not in flap[group.name].tensors
     taylor = torch.stack(
         [
@@ -220,7 +222,7 @@ def test_whole_experts_by_routing_and_by_what_they_add(tmp_path):
             for e in range(4)
         ]
     )
-    agrees(case.ordered("llm-pruner", "experts", **settings), group, taylor)
+    assert_agrees(case.ordered("llm-pruner", "experts", **settings), group, taylor)
 
     item = flap[group.name]
     lost = []

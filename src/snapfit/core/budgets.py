@@ -139,7 +139,7 @@ def column(
         raise unknown_name("budget", name, BUDGETS)
     if watch is None:
         raise UsageError(
-            "a latency budget needs a target that knows times: --target a100_sxm, cpu or a "
+            "a latency budget needs a target that knows times: --target a100_sxm or a "
             "saved profile (see snapfit targets)"
         )
     dense = math.ceil(1000 * watch.latency({}).microseconds)

@@ -17,7 +17,7 @@ from snapfit.methods.base import Allocation, RankMethod, WidthMethod
 from snapfit.pipeline.budget import asked, check_target, planner_of, predicted_latency
 from snapfit.pipeline.depth_job import DepthJob, decide_depth
 from snapfit.pipeline.job import Job
-from snapfit.pipeline.mixed import decide_mixed
+from snapfit.pipeline.mixed import decide_mixed, refuse
 from snapfit.pipeline.mixed_job import MixedJob
 from snapfit.pipeline.probe import role_corrections
 from snapfit.pipeline.record import recorded
@@ -34,6 +34,8 @@ def decide(job: Job) -> Plan:
         SnapfitError: whatever stops an earlier stage.
     """
     check_target(job)  # now, not after an hour of calibration
+    if isinstance(job, MixedJob):
+        refuse(job.options)
     for note in job.notes:
         job.progress.note(note)
     if isinstance(job, MixedJob):

@@ -28,7 +28,7 @@ def decide_mixed(job: MixedJob) -> Plan:
         UsageError: an option that means nothing here, or a format that holds none of the choices.
 
     """
-    _refuse(job.options)
+    refuse(job.options)
     planner, shares = _planner(job), asked(job.options)
     probed = job.probed
     job.progress.stage("plan", CHECKS)
@@ -64,7 +64,7 @@ def _planner(job: MixedJob) -> MixedPlanner:
     )
 
 
-def _refuse(options: Options) -> None:
+def refuse(options: Options) -> None:
     """Options of single methods.
 
     Raises:
