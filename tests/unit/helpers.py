@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from snapfit.core.cost import group_params
 from snapfit.core.curve import NATS, Curve
+from snapfit.core.knapsack import Item
 from snapfit.core.space import Group, Matrix, Space
 
 SHAPES = {"q": (48, 48), "k": (16, 48), "up": (96, 48), "down": (48, 96)}
@@ -95,3 +97,36 @@ def decaying_curves(space: Space, seed: int = 0, unit: str = NATS) -> dict[str, 
         tail = np.append(np.cumsum(values[::-1])[::-1], 0.0)[1:]
         curves[group.name] = Curve(sizes=index + 1, losses=tail, unit=unit)
     return curves
+
+
+def realistic_items(layers: int, step: int = 1) -> list[Item]:
+    space = small_space(layers)
+    curves = decaying_curves(space)
+    items = []
+    for group in space.groups:
+        sizes = np.append(np.arange(step, group.break_even + 1, step), group.full)
+        items.append(
+            Item(
+                name=group.name,
+                sizes=sizes,
+                costs=group_params(group, sizes),
+                losses=curves[group.name].at(sizes),
+            )
+        )
+    return items
+
+
+def projection(rows: int, cols: int, role: str = "q") -> Group:
+    return rank_group(f"model.layers.0.{role}_proj", rows, cols, role=role)
+
+
+def width(channels: int, hidden: int) -> Group:
+    return mlp_group(hidden, channels)
+
+
+def head_group(heads: int, kv_heads: int, head_dim: int, hidden: int) -> Group:
+    return heads_group(hidden, kv_heads, heads // kv_heads, head_dim)
+
+
+def stepped(step: int, limit: int, full: int) -> list[int]:
+    return [*range(step, limit + 1, step), full]

@@ -6,31 +6,14 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from helpers import depth_group, heads_group, mlp_group, rank_group
+from helpers import depth_group, head_group, projection, stepped, width
 
 from snapfit.core.candidates import AlignRule, legal_sizes
 from snapfit.core.errors import UsageError
-from snapfit.core.shares import ShareRule, check_space
-from snapfit.core.space import Frame, Group, Matrix, Space
+from snapfit.core.shares import ShareRule
+from snapfit.core.space import Group, Matrix
 from snapfit.core.stack import ENGINES, FORMATS, QUANTS, Stack
 from snapfit.hardware.registry import parse_stack
-
-
-def projection(rows: int, cols: int, role: str = "q") -> Group:
-    return rank_group(f"model.layers.0.{role}_proj", rows, cols, role=role)
-
-
-def width(channels: int, hidden: int) -> Group:
-    return mlp_group(hidden, channels)
-
-
-def head_group(heads: int, kv_heads: int, head_dim: int, hidden: int) -> Group:
-    return heads_group(hidden, kv_heads, heads // kv_heads, head_dim)
-
-
-def stepped(step: int, limit: int, full: int) -> list[int]:
-    return [*range(step, limit + 1, step), full]
-
 
 # Of a model whose own dimensions are multiples of 256: (rank step, width step).
 STEPS = {
@@ -179,93 +162,6 @@ def test_machete_binds_each_side_its_own_way() -> None:
     )
     assert legal_sizes(out_only, (rule,)).tolist() == stepped(128, 1023, 1024)
     assert legal_sizes(in_only, (rule,)).tolist() == stepped(64, 1023, 1024)
-
-
-def test_tensor_parallel_widths() -> None:
-    rules = Stack(tp=4).rules
-    assert legal_sizes(width(1024, 512), rules).tolist() == stepped(4, 1023, 1024)
-    assert legal_sizes(projection(1024, 512), rules).tolist() == stepped(1, 341, 512)
-    with pytest.raises(UsageError, match="a width of 1022, refused by: tp=4"):
-        legal_sizes(width(1022, 512), rules)
-
-
-@pytest.mark.parametrize(
-    ("tp", "heads", "kv_heads", "legal"),
-    [
-        (2, 32, 8, [2, 4, 6, 8, 1]),
-        (4, 32, 8, [4, 8, 1, 2]),  # of 1 or 2 KV heads every device has a copy
-        (3, 24, 6, [3, 6]),  # 4 query heads of one KV head do not go round 3 devices
-        (4, 16, 2, [1, 2]),
-        (8, 8, 8, [8]),
-    ],
-)
-def test_tensor_parallel_heads(tp: int, heads: int, kv_heads: int, legal: list[int]) -> None:
-    group = head_group(heads, kv_heads, 64, 512)
-    assert legal_sizes(group, Stack(tp=tp).rules).tolist() == sorted(legal)
-
-
-def test_tp_3_on_8_kv_heads_is_impossible() -> None:
-    rules = Stack(tp=3).rules
-    with pytest.raises(UsageError, match=r"8 key-value heads, refused by: tp=3 gives every"):
-        legal_sizes(head_group(32, 8, 128, 4096), rules)
-
-
-@pytest.mark.parametrize("heads", [(32, 8), (14, 2)])
-def test_ranks_do_not_help_a_model_that_cannot_be_split(heads: tuple[int, int]) -> None:
-    frame = Frame(hidden=512, vocab=1000, layers=1, heads=heads[0], kv_heads=heads[1], head_dim=64)
-    space = Space(
-        model="m",
-        revision="r",
-        architecture="llama",
-        groups=(projection(1024, 512), projection(900, 512, "gate")),
-        total_params=1,
-        kv_elements=1,
-        frame=frame,
-    )
-    check_space(space, Stack(tp=2).rules)
-    with pytest.raises(UsageError, match=r"query and .* key-value heads, refused by: tp=3"):
-        check_space(space, Stack(tp=3).rules)
-    with pytest.raises(UsageError, match=r"gate_proj has a width of 900, refused by: tp=8.*width"):
-        check_space(space, Stack(tp=8).rules)
-
-
-def test_check_names_every_clash() -> None:
-    space = Space(
-        model="m",
-        revision="r",
-        architecture="llama",
-        groups=(projection(96, 96),),
-        total_params=1,
-        kv_elements=1,
-    )
-    with pytest.raises(UsageError) as caught:
-        check_space(space, Stack(quant="machete").rules)
-    text = str(caught.value)
-    assert "Machete takes N 128" in text
-    assert "group=128" in text
-    assert "choose another tp, quant or group" in text
-
-
-def test_kernels_see_a_devices_share() -> None:
-    stack = Stack(tp=2, quant="block-fp8")
-    assert legal_sizes(width(1024, 512), stack.rules).tolist() == [256, 512, 768, 1024]
-    heads = head_group(16, 8, 64, 512)
-    # 64 features a head: a share of 128 key features is 2 heads of each of 2 devices.
-    assert legal_sizes(heads, stack.rules).tolist() == [4, 8]
-    assert legal_sizes(projection(1024, 1024), stack.rules).tolist() == [128, 256, 384, 1024]
-    with pytest.raises(UsageError, match="K 1152 over 2"):
-        legal_sizes(projection(1024, 1152, "down"), Stack(tp=2, quant="block-fp8").rules)
-
-
-def test_device_rules_bind_the_share_too() -> None:
-    rule = AlignRule(axis="in", multiple=16, source="gpu", measured=True, penalty=1.1)
-    (shared,) = Stack(tp=2).share((rule,))
-    assert legal_sizes(width(256, 64), (shared,)).tolist() == stepped(32, 255, 256)
-    assert legal_sizes(projection(256, 256), (shared,)).tolist() == stepped(16, 127, 256)
-    assert shared.plain() == rule
-    assert Stack().share((rule,)) == (rule,)
-    with_own = (*Stack(tp=2).share((rule,)), *Stack(tp=2, quant="marlin").rules)
-    assert legal_sizes(width(1024, 512), with_own).tolist() == [256, 512, 768, 1024]
 
 
 def test_rules_that_leave_nothing_are_named() -> None:

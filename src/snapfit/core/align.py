@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from snapfit.core.checked import MAX_TEXT, is_real, is_whole, shown
 from snapfit.core.errors import Infeasible, UsageError
 from snapfit.core.layout import MAX_DIMENSION
 from snapfit.core.objectives import gac
@@ -23,6 +24,7 @@ from snapfit.core.units import Unit, reason
 
 SCHEMA = 1
 _MAX_PARAMS = 1 << 50
+_MAX_SCORE = 1e100
 _FIELDS = ("name", "size", "full", "cost", "score")
 
 
@@ -46,8 +48,8 @@ def align_dims(
         Infeasible: even the smallest aligned sizes exceed the budget.
 
     """
-    if not _whole(align) or not 1 <= align <= MAX_DIMENSION:
-        raise UsageError(f"--align must be a positive whole number, found {align!r}")
+    if not is_whole(align) or not 1 <= align <= MAX_DIMENSION:
+        raise UsageError(f"--align must be a positive whole number, found {shown(align)}")
     groups = _groups(data)
     units = [_unit(group, align) for group in groups]
     budget = _budget(data, units, keep)
@@ -103,33 +105,40 @@ def _groups(data: Any) -> list[dict[str, Any]]:
     for place, group in enumerate(data["groups"]):
         where = f"group {place + 1}"
         if not isinstance(group, dict):
-            raise UsageError(f"{where} must be a table, found {str(group)[:60]!r}")
+            raise UsageError(f"{where} must be a table, found {shown(group)}")
         name = group.get("name")
-        if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= 4096:
-            raise UsageError(f"{where}: name must be a short text, found {str(name)[:60]!r}")
+        if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_TEXT:
+            raise UsageError(f"{where}: name must be a short text, found {shown(name)}")
         where = f"{where} ({name})"
         if name in seen:
             raise UsageError(f"{where}: the name is used twice")
         seen.add(name)
-        if missing := [field for field in _FIELDS if field not in group]:
-            raise UsageError(f"{where} lacks {', '.join(missing)}")
-        full, cost, dense = group["full"], group["cost"], group.get("dense")
-        if not _whole(full) or not 1 <= full <= MAX_DIMENSION:
-            raise UsageError(f"{where}: full must be a positive whole number, found {full!r}")
-        if not _whole(cost) or not 1 <= cost <= _MAX_PARAMS // full:
-            raise UsageError(f"{where}: cost must be a positive whole number, found {cost!r}")
-        if not _real(group["size"]) or not 0 < group["size"] <= full:
-            raise UsageError(
-                f"{where}: size must be above 0 and at most full ({full}), found {group['size']!r}"
-            )
-        if not _real(group["score"]) or group["score"] < 0:
-            raise UsageError(f"{where}: score must be 0 or more, found {group['score']!r}")
-        if dense is not None and (not _whole(dense) or not cost <= dense <= full * cost):
-            raise UsageError(
-                f"{where}: dense must be a whole number from {cost} to {full * cost}, "
-                f"found {dense!r}"
-            )
+        _check_numbers(group, where)
     return list(data["groups"])
+
+
+def _check_numbers(group: dict[str, Any], where: str) -> None:
+    if missing := [field for field in _FIELDS if field not in group]:
+        raise UsageError(f"{where} lacks {', '.join(missing)}")
+    size, full, cost, score = (group[field] for field in _FIELDS[1:])
+    dense = group.get("dense")
+    if not is_whole(full) or not 1 <= full <= MAX_DIMENSION:
+        raise UsageError(f"{where}: full must be a positive whole number, found {shown(full)}")
+    if not is_whole(cost) or not 1 <= cost <= _MAX_PARAMS // full:
+        raise UsageError(f"{where}: cost must be a positive whole number, found {shown(cost)}")
+    if not is_real(size) or not 0 < size <= full:
+        raise UsageError(
+            f"{where}: size must be above 0 and at most full ({full}), found {shown(size)}"
+        )
+    if not is_real(score) or not 0 <= score <= _MAX_SCORE:
+        raise UsageError(
+            f"{where}: score must be 0 or more, up to {_MAX_SCORE:g}, found {shown(score)}"
+        )
+    if dense is not None and (not is_whole(dense) or not cost <= dense <= full * cost):
+        raise UsageError(
+            f"{where}: dense must be a whole number from {cost} to {full * cost}, "
+            f"found {shown(dense)}"
+        )
 
 
 def _unit(group: dict[str, Any], align: int) -> Unit:
@@ -157,23 +166,15 @@ def _budget(data: dict[str, Any], units: list[Unit], keep: float | None) -> int:
             # Sizes such as 143.2 are not exact in binary: forgive the last digits.
             total = math.fsum(unit.wanted_params for unit in units)
             return math.floor(total * (1 + 1e-12))
-        if not _real(given) or not 1 <= given <= _MAX_PARAMS:
-            raise UsageError(f"budget must be a number of parameters, found {given!r}")
+        if not is_real(given) or not 1 <= given <= _MAX_PARAMS:
+            raise UsageError(f"budget must be a number of parameters, found {shown(given)}")
         return int(given)
     if given is not None:
         raise UsageError("the file has a budget; drop it or --keep, both were given")
-    if not _real(keep) or not 0 < keep <= 1:
-        raise UsageError(f"--keep must be above 0 and at most 1, found {keep!r}")
+    if not is_real(keep) or not 0 < keep <= 1:
+        raise UsageError(f"--keep must be above 0 and at most 1, found {shown(keep)}")
     return math.floor(keep * sum(int(unit.costs[-1]) for unit in units) * (1 + 1e-12))
 
 
 def _share(sizes: list[float], multiple: int) -> float:
     return sum(size % multiple == 0 for size in sizes) / len(sizes)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

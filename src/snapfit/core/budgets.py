@@ -10,7 +10,7 @@ method may touch, or of the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -149,8 +149,3 @@ def column(
 def _rest(name: str, table: Table, space: Space, dense: int, unit: str) -> Column:
     full = sum(int(table(g, np.array([g.full], dtype=np.int64))[0]) for g in space.groups)
     return Column(name=name, table=table, dense=dense, outside=dense - full, unit=unit)
-
-
-def limits(columns: Mapping[str, Column], shares: Mapping[str, float]) -> dict[str, int]:
-    """The most that all groups together may cost, by budget."""
-    return {name: columns[name].limit(share) for name, share in shares.items()}

@@ -33,21 +33,24 @@ def group_params(group: Group, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 def group_kv(group: Group, sizes: NDArray[np.int64], kv_elements: int) -> NDArray[np.int64]:
     """Elements that one token adds to the KV cache and the group decides, (k,) int64.
 
-    Only heads and layers decide any: low rank does not change what is cached.
+    Only heads and layers decide any: low rank does not change what is cached, nor do MLPs that
+    are removed alone.
 
     Args:
-        group: of any kind.
+        group: of any kind; of the kind 'depth', its role says what of the layers goes.
         sizes: (k,) in range.
         kv_elements: of the whole model.
 
     """
-    if group.kind == "depth":
+    if group.kind == "depth" and group.role != "mlp":
         return np.asarray(kv_elements * sizes // group.full, dtype=np.int64)
     if group.kind != "kv_heads":
         return np.zeros(len(sizes), dtype=np.int64)
-    # The keys are the smallest matrix whose rows are heads, and the values are as large.
-    keys = min(matrix.features for matrix in group.matrices if matrix.axis == "out")
-    return np.asarray(2 * keys * sizes // group.full, dtype=np.int64)
+    # Queries, keys and values, fused or not, less the queries: the output reads as many features.
+    cached = sum(
+        matrix.features if matrix.axis == "out" else -matrix.features for matrix in group.matrices
+    )
+    return np.asarray(cached * sizes // group.full, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from snapfit.core.resample import Interval, mean_interval, ratio_interval
+from snapfit.core.resample import SHARE, Interval, mean_interval, ratio_interval
 
 Floats = NDArray[np.float64]
 
@@ -40,7 +40,7 @@ class Outcomes:
 
     def at(self, seed: int = 0) -> list[Interval]:
         """Accuracy at every budget, with its interval over problems."""
-        return [mean_interval(column_P, seed=seed) for column_P in self.accuracy_PB.T]
+        return [mean_interval(column_P, seed=seed, reach=SHARE) for column_P in self.accuracy_PB.T]
 
     @property
     def height_P(self) -> Floats:
@@ -51,10 +51,21 @@ class Outcomes:
         """
         return np.asarray(self.accuracy_PB @ _trapezium(self.budgets), dtype=np.float64)
 
+    def height(self, seed: int = 0) -> Interval:
+        """Mean height, with its interval over problems."""
+        return mean_interval(self.height_P, seed=seed, reach=SHARE)
+
     @property
     def slope_P(self) -> Floats:
         """Least-squares gain in accuracy a doubling of the budget; NaN with one budget."""
         return np.asarray(self.accuracy_PB @ _slope(self.budgets), dtype=np.float64)
+
+    def slope(self, seed: int = 0) -> Interval | None:
+        """Mean slope, with its interval over problems; None with one budget."""
+        if len(self.budgets) == 1:
+            return None
+        steepest = float(_slope(self.budgets).clip(min=0).sum())
+        return mean_interval(self.slope_P, seed=seed, reach=(-steepest, steepest))
 
 
 def retained(base: Outcomes, other: Outcomes, *, seed: int = 0) -> Interval:
@@ -65,7 +76,7 @@ def retained(base: Outcomes, other: Outcomes, *, seed: int = 0) -> Interval:
 def difference(base: Outcomes, other: Outcomes, *, seed: int = 0) -> list[Interval]:
     """Accuracy of the other minus the base's at every budget, paired by problem."""
     gap_PB = other.accuracy_PB - base.accuracy_PB
-    return [mean_interval(column_P, seed=seed) for column_P in gap_PB.T]
+    return [mean_interval(column_P, seed=seed, reach=(-1.0, 1.0)) for column_P in gap_PB.T]
 
 
 def _trapezium(budgets: tuple[int, ...]) -> Floats:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from snapfit.core.combination import Combination, is_untouched
 from snapfit.core.errors import SnapfitError
 from snapfit.core.layout import Block, ModuleLayout
 from snapfit.core.renaming import EXPERT, Index, Names, layers_path, untouched_layers
-from snapfit.core.schedule import Schedule, is_untouched
+from snapfit.core.schedule import Schedule
 from snapfit.core.space import Group, Matrix, Space
-from snapfit.core.structure import Combination, Structure, SubLayer
+from snapfit.core.structure import Structure, SubLayer
 
 Orders = Mapping[str, Index]
 """{group: its units, most important first}."""
@@ -72,8 +73,9 @@ def structure_of(
     layers, absent = _depth(space, decided, sizes, schedule)
     experts = {g.name: _kept(g, sizes[g.name], orders) for g in decided if g.kind == "experts"}
     names = Names(path=layers_path(space), layers=layers, experts=experts, absent=absent)
+    dimensions = _dimensions(space)
     modules = {
-        new: _layout(space, parts, sizes, biased)
+        new: _layout(dimensions[module], parts, sizes, biased)
         for module, parts in _by_module(decided).items()
         if (new := names.output(module)) is not None
     }
@@ -129,7 +131,8 @@ def cuts_of(space: Space, sizes: Mapping[str, int], orders: Orders) -> Cuts:
                 outs.setdefault(matrix.name, []).append((matrix, chosen))
         for vector in group.vectors:
             entries[vector.name] = _features(kept, vector.length, group.full)
-    rows = {name: _rows(parts, _dimensions(space, name)[0]) for name, parts in outs.items()}
+    dimensions = _dimensions(space)
+    rows = {name: _rows(parts, dimensions[name][0]) for name, parts in outs.items()}
     return Cuts(rows=rows, cols=cols, entries=entries, experts=experts)
 
 
@@ -181,10 +184,13 @@ def _by_module(decided: Sequence[Group]) -> dict[str, list[Part]]:
 
 
 def _layout(
-    space: Space, parts: Sequence[Part], sizes: Mapping[str, int], biased: Collection[str]
+    dimensions: tuple[int, int],
+    parts: Sequence[Part],
+    sizes: Mapping[str, int],
+    biased: Collection[str],
 ) -> ModuleLayout:
     name = parts[0][1].name
-    rows, inputs = _dimensions(space, name)
+    rows, inputs = dimensions
     outputs, bias = rows, False
     ranks: list[tuple[int, int, int]] = []
     for group, matrix in parts:
@@ -211,10 +217,14 @@ def _layout(
     return ModuleLayout(inputs=inputs, blocks=blocks, bias=bias)
 
 
-def _dimensions(space: Space, name: str) -> tuple[int, int]:
-    """(rows, cols) of a module, from all matrices that lie in it."""
-    found = [matrix for group in space.groups for matrix in group.matrices if matrix.name == name]
-    return max(matrix.start + matrix.rows for matrix in found), found[0].cols
+def _dimensions(space: Space) -> dict[str, tuple[int, int]]:
+    """(rows, cols) of every module, from all matrices that lie in it."""
+    found: dict[str, tuple[int, int]] = {}
+    for group in space.groups:
+        for matrix in group.matrices:
+            rows, _ = found.get(matrix.name, (0, 0))
+            found[matrix.name] = max(rows, matrix.start + matrix.rows), matrix.cols
+    return found
 
 
 def _fill(parts: Sequence[tuple[int, int, int]], rows: int) -> tuple[Block, ...]:

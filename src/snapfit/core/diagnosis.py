@@ -178,7 +178,7 @@ class Diagnosis:
         lines: every distinct operator, the costliest first.
         changes: what would help, the most helpful first.
         notes: what the reader should know.
-        kernels: {label: names of the kernels that ran}; empty without a CUDA device.
+        kernels: {operator in words: names of the kernels that ran}; empty without a CUDA device.
 
     """
 
@@ -239,7 +239,7 @@ class Diagnosis:
             "phases": [asdict(phase) | {"shares": dict(phase.shares)} for phase in self.phases],
             "changes": [change.to_json() for change in self.changes],
             "operators": [line.to_json() for line in self.lines],
-            "kernels": {label: list(names) for label, names in self.kernels.items()},
+            "kernels": {text: list(names) for text, names in self.kernels.items()},
             "notes": list(self.notes),
         }
 

@@ -18,9 +18,15 @@ from snapfit.core.causes import Cause, gpu_causes, measured_cause, wave_cause
 from snapfit.core.diagnosis import Line
 from snapfit.core.footprint import Footprint, Found
 from snapfit.core.forward import HEAD, Module, Parts, expert_counts, head_parts, layer_parts
-from snapfit.core.operators import Attention, Elementwise, Estimate, Linear, Operator
+from snapfit.core.operators import (
+    Attention,
+    Elementwise,
+    Estimate,
+    Linear,
+    Operator,
+    itemsize_of,
+)
 from snapfit.core.progress import Progress, Silent
-from snapfit.core.shares import combined_multiple
 from snapfit.core.space import Frame
 from snapfit.core.suited import Suited
 from snapfit.core.target import Target
@@ -32,7 +38,6 @@ SMALLER = 0.85
 CLIFF = 0.03
 """A wave is one if it saves this share of the time beyond what the smaller size saves anyway."""
 
-_ITEMSIZE = {"float32": 4, "float64": 8}
 _FREE_ROWS = frozenset({"gate", "up", "gate_up"})
 
 
@@ -99,7 +104,7 @@ class Examination:
     @cached_property
     def itemsize(self) -> int:
         """Bytes of a weight in the target's type."""
-        return _ITEMSIZE.get(self.target.dtype, 2)
+        return itemsize_of(self.target.dtype)
 
     @cached_property
     def suited(self) -> Suited:
@@ -232,11 +237,7 @@ class Examination:
         """
         if operator == good:
             return True
-        multiple = combined_multiple(self.target.rules)
-        aligned = isinstance(operator, Linear) and not (
-            operator.n % multiple or operator.k % multiple
-        )
-        return aligned and multiple > 1
+        return isinstance(operator, Linear) and self.suited.fits(operator.n, operator.k)
 
     def _edge(self, module: Module, operator: Operator, base: Estimate) -> Edge | None:
         """The smaller size that saves most beyond proportion, if any saves enough."""

@@ -12,11 +12,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from snapfit.core.errors import CorruptFile, SnapfitError
+
+_T = TypeVar("_T")
 
 
 @contextlib.contextmanager
@@ -90,9 +92,12 @@ def check_new_directory(destination: Path, *, overwrite: bool = False) -> None:
     """Fail early, before hours of work, when the output could not be put in place.
 
     Raises:
-        SnapfitError: `destination` is a file, or a non-empty folder and `overwrite` is false.
+        SnapfitError: `destination` is a file, or a non-empty folder and `overwrite` is false, or
+            cannot be renamed onto; or nothing can be written there.
 
     """
+    if destination.name in {"", ".."}:
+        raise SnapfitError(f"{str(destination)!r} cannot be replaced; give a folder by its name")
     if destination.is_file():
         raise SnapfitError(f"{destination} is a file; give a folder that does not exist yet")
     if destination.is_dir() and any(destination.iterdir()) and not overwrite:
@@ -100,6 +105,25 @@ def check_new_directory(destination: Path, *, overwrite: bool = False) -> None:
             f"{destination} already exists and is not empty; choose another folder "
             "or pass --overwrite"
         )
+    check_writable(destination)
+
+
+def check_writable(destination: Path) -> None:
+    """Fail early when nothing could be written at a path, whose folders need not exist yet.
+
+    Raises:
+        SnapfitError: the nearest folder that exists is none, or is read-only, or the name is too
+            long.
+
+    """
+    try:
+        place = destination.absolute().parent
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(prefix=f".{destination.name}.", dir=place):
+            pass
+    except OSError as error:
+        raise SnapfitError(_write_failed(destination, error)) from error
 
 
 def write_json(destination: Path, value: Any) -> None:
@@ -121,8 +145,23 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SnapfitError(f"no such file: {path}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # a number or a nesting without end too
         raise CorruptFile(f"{path} is not readable JSON ({error})") from error
+
+
+def read_kept(path: Path, made: Callable[[Any], _T]) -> _T:
+    """What `made` makes of a file of the work folder, which snapfit wrote itself.
+
+    Raises:
+        CorruptFile: the file is damaged; says which to delete.
+
+    """
+    try:
+        return made(read_json(path))
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}; delete it and rerun") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(f"{path} is damaged ({error!r}); delete it and rerun") from error
 
 
 def digest_json(value: Any) -> str:

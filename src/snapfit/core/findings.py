@@ -109,13 +109,19 @@ def _frames(footprint: Footprint) -> set[Frame]:
     return frames or {footprint.frame}
 
 
+def quant_notes(target: Target) -> list[str]:
+    """That times are not those of quantised kernels, where the target has such."""
+    if target.timer is None or target.stack.quant is None:
+        return []
+    told = (
+        f"times are of {target.dtype} products, not of the kernels of quant="
+        f"{target.stack.quant}: its rules are examined, its times are not known"
+    )
+    return [told]
+
+
 def _stack_notes(target: Target, *, broken: bool) -> list[str]:
-    notes = []
-    if target.timer is not None and target.stack.quant is not None:
-        notes.append(
-            f"times are of {target.dtype} products, not of the kernels of quant="
-            f"{target.stack.quant}: its rules are examined, its times are not known"
-        )
+    notes = quant_notes(target)
     if target.timer is not None and target.stack.tp > 1:
         notes.append(f"times are of one of {target.stack.tp} devices, without their exchange")
     if broken:

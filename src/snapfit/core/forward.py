@@ -3,7 +3,8 @@
 Counted as transformers runs it, operator by operator: every matrix is a product of its own, a
 factor pair is two, element-wise kernels are not fused, and the output layer reads only the last
 token of each sequence, as `generate` asks. What is not counted: biases, query and key norms,
-masks, the embedding look-up, and the exchange between devices when `shards` > 1.
+masks, the embedding look-up, and the exchange between devices when `shards` > 1. Attention is
+over the whole context, also where a model has a sliding window.
 
 A mixture of experts is taken to spread its tokens evenly: each expert that is hit, and the number
 of these is the expected one, computes an equal share.
@@ -170,7 +171,7 @@ def layer_parts(
         if container in experts:
             rows, times = _hits(phase.rows, frame.experts_per_token, *experts[container])
         for module in held:
-            parts[module.name] = [(op, times) for op in _products(module, rows, shards)]
+            parts[module.name] = [(op, times) for op in _products(module, rows, frame, shards)]
         roles = {module.role: module for module in held}
         if roles.keys() & _ATTENTION_IN and "o" in roles:
             parts[holder] = _attention(roles, frame, phase, itemsize, shards)
@@ -207,14 +208,13 @@ def frame_of(whole: Space) -> Frame:
     return whole.frame
 
 
-def _products(module: Module, m: int, shards: int) -> list[Operator]:
+def _products(module: Module, m: int, frame: Frame, shards: int) -> list[Operator]:
     """One product, or two for a factor pair; several blocks share the first one."""
-    rows, cols = module.rows, module.cols
-    if module.role in _ATTENTION_IN | _MLP_IN:
-        share_out, share_in = shards, 1
-    else:
-        share_out, share_in = 1, shards if module.role in {"o", "down"} else 1
-    inputs = -(-cols // share_in)
+    share_out = shards if module.role in _ATTENTION_IN | _MLP_IN else 1
+    share_in = shards if module.role in {"o", "down"} else 1
+    if module.role in {"k", "v"}:  # with fewer heads than devices each has a copy of one
+        share_out = min(shards, max(1, module.rows // max(1, frame.head_dim)))
+    rows, inputs = module.rows, -(-module.cols // share_in)
     if not module.blocks:
         return [Linear(m=m, n=-(-rows // share_out), k=inputs)]
     products: list[Operator] = [Linear(m=m, n=sum(b.rank for b in module.blocks), k=inputs)]
@@ -222,7 +222,7 @@ def _products(module: Module, m: int, shards: int) -> list[Operator]:
     if dense := rows - sum(block.rows for block in module.blocks):
         products.append(Linear(m=m, n=-(-dense // share_out), k=inputs))
     if len(products) > 2:  # the blocks' outputs are put together
-        products.append(Elementwise(elements=2 * m * rows))
+        products.append(Elementwise(elements=2 * m * -(-rows // share_out)))
     return products
 
 

@@ -10,11 +10,14 @@ Legend: K choices, G groups, J costs.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from snapfit.core.knapsack_states import undominated
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -135,6 +138,8 @@ def _undominated(costs_KJ: Ints, losses_K: Floats, slack: float) -> Ints:
 
     With `slack`, a loss that is larger by no more than that counts as equal.
     """
+    if costs_KJ.shape[1] == 2 and slack == 0:
+        return _undominated_by_two(costs_KJ, losses_K)
     order = np.lexsort((losses_K, *costs_KJ.T[::-1]))
     if costs_KJ.shape[1] > 1:
         return _undominated_by_several(costs_KJ, losses_K, order, slack)
@@ -149,6 +154,27 @@ def _undominated(costs_KJ: Ints, losses_K: Floats, slack: float) -> Ints:
             kept.append(row)
             least = loss
     return np.array(kept, dtype=np.int64)
+
+
+def _undominated_by_two(costs_KJ: Ints, losses_K: Floats) -> Ints:
+    """As `_undominated` without slack: a sweep by loss over a staircase of costs."""
+    rows = undominated(costs_KJ, losses_K)  # drops nearly all that is dominated, at once
+    rows = rows[np.lexsort((rows, *costs_KJ[rows].T[::-1], losses_K[rows]))]
+    # The cheapest rows so far: the first cost rises, the second falls.
+    firsts: list[int] = []
+    seconds: list[int] = []
+    kept: list[int] = []
+    for row, (first, second) in zip(rows.tolist(), costs_KJ[rows].tolist(), strict=True):
+        below = bisect_right(firsts, first)
+        if below and seconds[below - 1] <= second:
+            continue
+        start = stop = bisect_left(firsts, first)
+        while stop < len(seconds) and seconds[stop] >= second:
+            stop += 1
+        firsts[start:stop], seconds[start:stop] = [first], [second]
+        kept.append(row)
+    left = np.array(kept, dtype=np.int64)
+    return left[np.lexsort(costs_KJ[left].T[::-1])]
 
 
 def _undominated_by_several(costs_KJ: Ints, losses_K: Floats, order: Ints, slack: float) -> Ints:

@@ -25,7 +25,7 @@ from snapfit.core.operators import (
 )
 
 NEAR = 4.0
-"""A size may differ from a measured one by this factor; beyond it we decline to answer."""
+"""A size may differ from a measured one by this factor; beyond it we answer only between two."""
 
 NEIGHBOURS = 4
 ITEMSIZE = 2
@@ -77,9 +77,10 @@ class Interpolator:
 
     Between two points that differ in one size the time is linear in that size. Elsewhere the
     nearest points are scaled by the ratio of work, launch plus the larger of arithmetic and
-    traffic at the best rates that the timings show. Either way the answer is a model, and its
-    spread covers what the neighbours disagree about. A size that breaks a rule which its
-    neighbour keeps pays the rule's penalty on its arithmetic.
+    traffic at the best rates that the timings show. Where none is near, two far points will do if
+    the size lies between them: a sweep has the ends of a range, and few points in it. In any case
+    the answer is a model, and its spread covers what the neighbours disagree about. A size that
+    breaks a rule which its neighbour keeps pays the rule's penalty on its arithmetic.
     """
 
     device: str
@@ -90,7 +91,7 @@ class Interpolator:
         """The time of one operator.
 
         Raises:
-            SnapfitError: nothing of its kind was measured near it.
+            SnapfitError: nothing of its kind was measured near it, or on both sides of it.
 
         """
         timing = self._exact.get((operator.kind, operator.shape))
@@ -101,8 +102,16 @@ class Interpolator:
                 source=timing.source,
                 how=timing.how,
             )
-        line, nearest = self._near(operator)
-        return self._between(operator, line) or self._scaled(operator, nearest)
+        close, nearest, line = self._near(operator)
+        found = self._between(operator, close)
+        if found is None:
+            found = self._scaled(operator, nearest) if nearest else self._between(operator, line)
+        if found is None:
+            raise SnapfitError(
+                f"the profile of {self.device} times nothing near {operator}; "
+                "sweep it on the device with 'snapfit profile'"
+            )
+        return found
 
     @cached_property
     def _exact(self) -> dict[tuple[OperatorKind, tuple[int, ...]], Timing]:
@@ -118,28 +127,30 @@ class Interpolator:
             for kind, found in kinds.items()
         }
 
-    def _near(self, operator: Operator) -> tuple[list[Timing], list[tuple[float, Timing]]]:
-        """Timings of the same kind within `NEAR`, nearest first.
+    def _near(
+        self, operator: Operator
+    ) -> tuple[list[Timing], list[tuple[float, Timing]], list[Timing]]:
+        """Timings of the same kind, nearest first.
 
-        Those that differ in one size alone, and the nearest of all with their distance in log.
+        Those within `NEAR` that differ in one size alone; the nearest within `NEAR` of all, with
+        their distance in log; and all that differ in one size alone, however far.
         """
         timings, shapes_PD = self._by_kind.get(operator.kind, ((), np.zeros((0, 0))))
-        if timings and operator.shape:
-            # A flag (causal) or a phase (one new token) that differs is never near.
-            shape_D = np.array(operator.shape, dtype=np.float64)
-            gaps_PD = np.abs(np.log(shapes_PD + 1e-9) - np.log(shape_D + 1e-9))
-            keep_P = gaps_PD.max(axis=1) <= math.log(NEAR) * (1 + 1e-9)
-            if isinstance(operator, Attention):
-                keep_P &= (shapes_PD[:, 1] == 1) == (operator.query == 1)
-            distances_P = gaps_PD.sum(axis=1)
-            order = np.flatnonzero(keep_P)[np.argsort(distances_P[keep_P], kind="stable")]
-            if len(order):
-                lines_P = (shapes_PD[order] != shape_D).sum(axis=1) == 1
-                nearest = [(float(distances_P[i]), timings[i]) for i in order[:NEIGHBOURS]]
-                return [timings[i] for i in order[lines_P]], nearest
-        raise SnapfitError(
-            f"the profile of {self.device} times nothing near {operator}; "
-            "sweep it on the device with 'snapfit profile'"
+        if not timings or not operator.shape:
+            return [], [], []
+        # A flag (causal) or a phase (one new token) that differs is never near.
+        shape_D = np.array(operator.shape, dtype=np.float64)
+        gaps_PD = np.abs(np.log(shapes_PD + 1e-9) - np.log(shape_D + 1e-9))
+        distances_P = gaps_PD.sum(axis=1)
+        order = np.argsort(distances_P, kind="stable")
+        if isinstance(operator, Attention):
+            order = order[(shapes_PD[order, 1] == 1) == (operator.query == 1)]
+        line = order[(shapes_PD[order] != shape_D).sum(axis=1) == 1]
+        near_P = gaps_PD.max(axis=1) <= math.log(NEAR) * (1 + 1e-9)
+        return (
+            [timings[i] for i in line[near_P[line]]],
+            [(float(distances_P[i]), timings[i]) for i in order[near_P[order]][:NEIGHBOURS]],
+            [timings[i] for i in line],
         )
 
     def _between(self, operator: Operator, line: list[Timing]) -> Estimate | None:

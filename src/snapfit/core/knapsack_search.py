@@ -1,6 +1,7 @@
 """Exact search over the core of a multi-choice knapsack: list dynamic programming with bounds.
 
-Legend: N items, K choices, J budgets, S partial answers (states), M multipliers.
+Legend: N items, K choices, J budgets, S partial answers (states), M multipliers, A choices of one
+item that are open.
 
 What the relaxation leaves open is small. A choice whose reduced cost exceeds the distance between
 the best known answer and the lower bound is in no better answer, so most items keep one choice.
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from snapfit.core.knapsack_states import States, extend, first_state, merge
 from snapfit.core.knapsack_swaps import swapped
 from snapfit.core.relaxation import Choices, Floats, Ints, Relaxation, relax
 
@@ -47,24 +49,6 @@ class Found:
     pick: Ints
     bound: float
     tolerance: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _States:
-    """Partial answers, as differences from the base answer, and where each came from."""
-
-    costs: Ints  # (S, J)
-    losses: Floats  # (S,)
-    parent: Ints  # (S,) row of the previous list
-    choice: Ints  # (S,) index into the K choices
-
-    def take(self, rows: Ints) -> _States:
-        return _States(
-            costs=self.costs[rows],
-            losses=self.losses[rows],
-            parent=self.parent[rows],
-            choice=self.choice[rows],
-        )
 
 
 def search(
@@ -123,6 +107,63 @@ def _multipliers(relaxation: Relaxation) -> Floats:
     return np.array([*rows, *relaxation.tried[-6:]])
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Core:
+    """What a round decides: the most undecided items first, each with its base choice first.
+
+    Attributes:
+        choices: (A,) indices of each item's choices.
+        deltas: each item's costs (A, J) and losses (A,), as differences from its base.
+        rest: (M,) what the items after each step can contribute to a bound at best.
+        least: (J,) and to each cost at least.
+        most: (J,) and at most.
+        left_out: the smallest bound of the answers that change an item that is not decided.
+
+    """
+
+    choices: list[Ints]
+    deltas: list[tuple[Ints, Floats]]
+    rest: list[Floats]
+    least: list[Ints]
+    most: list[Ints]
+    left_out: float
+
+
+def _core(
+    choices: Choices, relaxation: Relaxation, open_K: Ints, depth: int, mu_MJ: Floats
+) -> _Core:
+    """The core of at most `depth` items that have one of the choices `open_K`."""
+    base, reduced_K = relaxation.base, relaxation.reduced
+    items, first = np.unique(choices.owner[open_K], return_index=True)
+    slices = np.split(open_K, first[1:])
+    ambiguity = np.minimum.reduceat(reduced_K[open_K], first)
+    order = np.argsort(ambiguity, kind="stable")
+    left_out = np.inf
+    if order.size > depth:
+        left_out = relaxation.bound + float(ambiguity[order[depth]])
+        order = order[:depth]
+    alternatives = [np.append(base[items[i]], slices[i]) for i in order]
+    deltas = [
+        (choices.costs[alt] - choices.costs[alt[0]], choices.losses[alt] - choices.losses[alt[0]])
+        for alt in alternatives
+    ]
+    rest = [np.zeros(len(mu_MJ))]
+    least = [np.zeros(mu_MJ.shape[1], dtype=np.int64)]
+    most = [np.zeros(mu_MJ.shape[1], dtype=np.int64)]
+    for costs_AJ, losses_A in reversed(deltas):
+        rest.append(rest[-1] + (losses_A[:, None] + costs_AJ @ mu_MJ.T).min(axis=0))
+        least.append(least[-1] + costs_AJ.min(axis=0))
+        most.append(most[-1] + costs_AJ.max(axis=0))
+    return _Core(
+        choices=alternatives,
+        deltas=deltas,
+        rest=rest[::-1],
+        least=least[::-1],
+        most=most[::-1],
+        left_out=left_out,
+    )
+
+
 def _round(
     choices: Choices,
     relaxation: Relaxation,
@@ -136,71 +177,36 @@ def _round(
     best_loss = choices.loss(pick)
     open_K = np.flatnonzero(relaxation.bound + reduced_K < best_loss - tolerance)
     open_K = open_K[open_K != base[choices.owner[open_K]]]
-    core, first = np.unique(choices.owner[open_K], return_index=True)
-    if not core.size:
+    if not open_K.size:
         return pick, best_loss, True
-    slices = np.split(open_K, first[1:])
-    ambiguity = np.minimum.reduceat(reduced_K[open_K], first)
-    order = np.argsort(ambiguity, kind="stable")
-    proved = np.inf
-    complete = True
-    if order.size > depth:
-        proved = relaxation.bound + float(ambiguity[order[depth]])
-        complete = False
-        order = order[:depth]
-
     mu_MJ = _multipliers(relaxation)
+    core = _core(choices, relaxation, open_K, depth, mu_MJ)
+    proved = core.left_out
     base_loss = choices.loss(base)
     slack_J = choices.budgets - choices.spent(base)
-    # Choices of the core with the base first, as differences from it.
-    alternatives = [np.append(base[core[i]], slices[i]) for i in order]
-    deltas = [
-        (choices.costs[alt] - choices.costs[alt[0]], choices.losses[alt] - choices.losses[alt[0]])
-        for alt in alternatives
-    ]
-    # What the items after each step can contribute at best: to the bound and to each cost.
-    rest_M = [np.zeros(len(mu_MJ))]
-    least_J = [np.zeros(len(slack_J), dtype=np.int64)]
-    most_J = [np.zeros(len(slack_J), dtype=np.int64)]
-    for costs_AJ, losses_A in reversed(deltas):
-        rest_M.append(rest_M[-1] + (losses_A[:, None] + costs_AJ @ mu_MJ.T).min(axis=0))
-        least_J.append(least_J[-1] + costs_AJ.min(axis=0))
-        most_J.append(most_J[-1] + costs_AJ.max(axis=0))
-    rest_M.reverse()
-    least_J.reverse()
-    most_J.reverse()
-
-    states = _States(
-        costs=np.zeros((1, len(slack_J)), dtype=np.int64),
-        losses=np.zeros(1),
-        parent=np.zeros(1, dtype=np.int64),
-        choice=np.zeros(1, dtype=np.int64),
-    )
-    history: list[_States] = []
+    states, history = first_state(len(slack_J)), []
     best_at: tuple[int, int] | None = None
-    for step, alt in enumerate(alternatives):
+    for step, (alt, (costs_AJ, losses_A)) in enumerate(zip(core.choices, core.deltas, strict=True)):
         # Constant part of the bound of a partial answer, a multiplier: base, rest, and budget.
-        constant_M = base_loss + rest_M[step + 1] - mu_MJ @ slack_J
-        room_J = slack_J - least_J[step + 1]
+        constant_M = base_loss + core.rest[step + 1] - mu_MJ @ slack_J
+        room_J = slack_J - core.least[step + 1]
         # Below this a budget holds whatever follows: spending still less is worth nothing.
-        enough_J = slack_J - most_J[step + 1]
-        limit = best_loss - tolerance
-        pending: list[tuple[_States, Floats]] = []
+        enough_J = slack_J - core.most[step + 1]
+        pending: list[tuple[States, Floats]] = []
         waiting = 0
-        costs_AJ, losses_A = deltas[step]
         for which in np.argsort(reduced_K[alt], kind="stable"):
-            child, bounds_S = _extend(
+            child, bounds_S = extend(
                 states, costs_AJ[which], losses_A[which], int(alt[which]),
-                room_J, mu_MJ, constant_M, limit,
+                room_J, mu_MJ, constant_M, best_loss - tolerance,
             )  # fmt: skip
             pending.append((child, bounds_S))
             waiting += len(bounds_S)
             if waiting > _MAX_PENDING:
-                merged, lost = _merge(pending, width, enough_J)
-                proved, complete = min(proved, lost), complete and lost == np.inf
+                merged, lost = merge(pending, width, enough_J)
+                proved = min(proved, lost)
                 pending, waiting = [merged], len(merged[1])
-        (states, _), lost = _merge(pending, width, enough_J)
-        proved, complete = min(proved, lost), complete and lost == np.inf
+        (states, _), lost = merge(pending, width, enough_J)
+        proved = min(proved, lost)
         history.append(states)
         if not states.losses.size:
             break
@@ -209,87 +215,16 @@ def _round(
             row = int(fitting[np.argmin(states.losses[fitting])])
             if base_loss + states.losses[row] < best_loss:
                 best_loss, best_at = base_loss + float(states.losses[row]), (step, row)
-
     if best_at is not None:
-        pick = base.copy()
-        step, row = best_at
-        for states in reversed(history[: step + 1]):
-            chosen = states.choice[row]
-            pick[choices.owner[chosen]] = chosen
-            row = int(states.parent[row])
-    return pick, min(proved, best_loss), complete
+        pick = _traced(choices, base, history, *best_at)
+    return pick, min(proved, best_loss), proved == np.inf
 
 
-def _extend(
-    states: _States,
-    cost_J: Ints,
-    loss: float,
-    choice: int,
-    room_J: Ints,
-    mu_MJ: Floats,
-    constant_M: Floats,
-    limit: float,
-) -> tuple[_States, Floats]:
-    """Every state plus one choice, without those that cannot fit or cannot beat `limit`."""
-    costs_SJ, losses_S = states.costs + cost_J, states.losses + loss
-    bounds_S = losses_S + costs_SJ @ mu_MJ[0] + constant_M[0]
-    rows = np.flatnonzero((bounds_S < limit) & np.all(costs_SJ <= room_J, axis=1))
-    costs_SJ, losses_S, bounds_S = costs_SJ[rows], losses_S[rows], bounds_S[rows]
-    for mu_J, constant in zip(mu_MJ[1:], constant_M[1:], strict=True):
-        bounds_S = np.maximum(bounds_S, losses_S + costs_SJ @ mu_J + constant)
-    keep = np.flatnonzero(bounds_S < limit)
-    child = _States(
-        costs=costs_SJ[keep],
-        losses=losses_S[keep],
-        parent=rows[keep],
-        choice=np.full(len(keep), choice, dtype=np.int64),
-    )
-    return child, bounds_S[keep]
-
-
-def _merge(
-    pending: list[tuple[_States, Floats]], width: int, enough_J: Ints
-) -> tuple[tuple[_States, Floats], float]:
-    """Join lists, drop dominated states, keep the `width` best; also the best bound left out."""
-    bounds_S = np.concatenate([bounds for _, bounds in pending])
-    joined = _States(
-        costs=np.concatenate([states.costs for states, _ in pending]),
-        losses=np.concatenate([states.losses for states, _ in pending]),
-        parent=np.concatenate([states.parent for states, _ in pending]),
-        choice=np.concatenate([states.choice for states, _ in pending]),
-    )
-    rows = undominated(np.maximum(joined.costs, enough_J), joined.losses)
-    lost = np.inf
-    if len(rows) > width:
-        rows = rows[np.argsort(bounds_S[rows], kind="stable")]
-        lost = float(bounds_S[rows[width]])
-        rows = rows[:width]
-    return (joined.take(rows), bounds_S[rows]), lost
-
-
-def undominated(costs_SJ: Ints, losses_S: Floats) -> Ints:
-    """Rows that no other row beats or equals in every cost and in loss.
-
-    Of equal rows the first stays. Exact for one budget; for two, a few dominated rows may stay
-    (harmless: dominance only saves work), since each row is compared with the rows below one of
-    32 thresholds of the first cost.
-    """
-    if len(losses_S) < 2:
-        return np.arange(len(losses_S), dtype=np.int64)
-    if costs_SJ.shape[1] == 1:
-        order = np.lexsort((losses_S, costs_SJ[:, 0]))
-        sorted_losses = losses_S[order]
-        before = np.minimum.accumulate(sorted_losses)[:-1]
-        return np.asarray(order[np.append(True, sorted_losses[1:] < before)], dtype=np.int64)
-    order = np.lexsort((costs_SJ[:, 1], costs_SJ[:, 0], losses_S))
-    first_S, second_S = costs_SJ[order, 0], costs_SJ[order, 1]
-    keep = np.ones(len(order), dtype=bool)
-    top = np.iinfo(np.int64).max
-    edges = np.unique(np.quantile(first_S, np.linspace(0, 1, 33), method="lower"))
-    cell = np.searchsorted(edges, first_S, side="right") - 1
-    for index, edge in enumerate(edges):
-        best = np.minimum.accumulate(np.where(first_S <= edge, second_S, top))
-        inside = np.flatnonzero(cell == index)
-        inside = inside[inside > 0]
-        keep[inside] &= best[inside - 1] > second_S[inside]
-    return np.asarray(order[keep], dtype=np.int64)
+def _traced(choices: Choices, base: Ints, history: list[States], step: int, row: int) -> Ints:
+    """The answer that a state stands for: the base, but for the choices that led to it."""
+    pick = base.copy()
+    for states in reversed(history[: step + 1]):
+        chosen = states.choice[row]
+        pick[choices.owner[chosen]] = chosen
+        row = int(states.parent[row])
+    return pick

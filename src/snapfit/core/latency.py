@@ -25,11 +25,9 @@ from snapfit.core.forward import (
     layer_parts,
     resized,
 )
-from snapfit.core.operators import Estimate, Launch, Operator, Source, Timer
+from snapfit.core.operators import Estimate, Launch, Operator, Source, Timer, itemsize_of
 from snapfit.core.space import Group, Space
 from snapfit.core.workload import Phase, Workload
-
-_ITEMSIZE = {"float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +122,11 @@ class Stopwatch:
     def operators(self, sizes: Mapping[str, int], phase: Phase) -> Parts:
         """Operators of the whole model by part; a fraction of each where layers are removed."""
         parts = self._parts(self._modules, self.groups, sizes, phase)
-        kept = 1.0
         for group in self.groups:
             if group.kind == "depth":
-                kept *= sizes.get(group.name, group.full) / group.full
-        if kept < 1:
-            parts = {name: [(op, n * kept) for op, n in counted] for name, counted in parts.items()}
+                kept = sizes.get(group.name, group.full) / group.full
+                for name in self._parts_of(group) & parts.keys():
+                    parts[name] = [(op, times * kept) for op, times in parts[name]]
         frame = frame_of(self.whole)
         return parts | head_parts(frame, phase, itemsize=self._itemsize, shards=self.shards)
 
@@ -223,7 +220,9 @@ class Stopwatch:
         """The operators that depend on the group's size."""
         if group.kind == "depth":
             share = size / group.full
+            gone = self._parts_of(group)
             parts = self._parts(self._modules, (), {}, phase)
+            parts = {name: counted for name, counted in parts.items() if name in gone}
         elif group.kind == "rank":
             name, count = group.matrices[0].name, self._blocks.get(group.matrices[0].name, 1)
             share = 1 / count
@@ -264,6 +263,13 @@ class Stopwatch:
             shards=self.shards,
         )
 
+    def _parts_of(self, group: Group) -> set[str]:
+        """Names of the parts that a group of layers, or of one part of each, is made of."""
+        names = {matrix.name for matrix in group.matrices}
+        held = [module for module in self._modules if module.name in names]
+        containers = {module.experts for module in held if module.experts is not None}
+        return names | {module.holder for module in held} | containers
+
     def _near(self, group: Group) -> list[Module]:
         """All modules of the attention, MLP or experts that the group is part of."""
         holders = dict.fromkeys(matrix.name.rpartition(".")[0] for matrix in group.matrices)
@@ -286,4 +292,4 @@ class Stopwatch:
 
     @property
     def _itemsize(self) -> int:
-        return _ITEMSIZE.get(self.timer.dtype, 2)
+        return itemsize_of(self.timer.dtype)

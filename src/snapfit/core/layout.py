@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from snapfit.core.checked import is_whole, shown
 from snapfit.core.errors import CorruptFile
 
 MAX_DIMENSION = 1 << 24
@@ -90,17 +91,19 @@ class ModuleLayout:
 
         """
         if not isinstance(data, dict):
-            raise CorruptFile(f"module {name!r}: expected a table of sizes, found {data!r}")
+            raise CorruptFile(f"module {name!r}: expected a table of sizes, found {shown(data)}")
         if unknown := sorted(map(str, data.keys() - _ENTRIES)):
             raise CorruptFile(f"module {name!r}: unknown entry {unknown[0]!r}")
         inputs = _size(name, "in", data.get("in"))
         outputs = _size(name, "out", data.get("out"))
+        if "blocks" in data and "rank" in data:
+            raise CorruptFile(f"module {name!r}: has 'blocks' and a 'rank'; it must be one of them")
         entries = data.get("blocks", [{"rows": outputs, "rank": data.get("rank")}])
         if not isinstance(entries, list) or not entries:
             raise CorruptFile(f"module {name!r}: 'blocks' must be a non-empty list")
         bias = data.get("bias", False)
         if not isinstance(bias, bool):
-            raise CorruptFile(f"module {name!r}: 'bias' must be true or false, found {bias!r}")
+            raise CorruptFile(f"module {name!r}: 'bias' must be true or false, found {shown(bias)}")
         blocks = tuple(_block(name, entry, inputs) for entry in entries)
         layout = cls(inputs=inputs, blocks=blocks, bias=bias)
         if layout.outputs != outputs:
@@ -112,7 +115,9 @@ class ModuleLayout:
 
 def _block(name: str, entry: Any, inputs: int) -> Block:
     if not isinstance(entry, dict):
-        raise CorruptFile(f"module {name!r}: a block must be a table, found {entry!r}")
+        raise CorruptFile(f"module {name!r}: a block must be a table, found {shown(entry)}")
+    if unknown := sorted(map(str, entry.keys() - {"rows", "rank"})):
+        raise CorruptFile(f"module {name!r}: a block has the unknown entry {unknown[0]!r}")
     rows = _size(name, "rows", entry.get("rows"))
     rank = entry.get("rank")
     if rank is not None and _size(name, "rank", rank) > min(rows, inputs):
@@ -121,8 +126,10 @@ def _block(name: str, entry: Any, inputs: int) -> Block:
 
 
 def _size(name: str, field: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_DIMENSION:
-        raise CorruptFile(f"module {name!r}: {field!r} must be a positive integer, found {value!r}")
+    if not is_whole(value) or not 1 <= value <= MAX_DIMENSION:
+        raise CorruptFile(
+            f"module {name!r}: {field!r} must be a positive integer, found {shown(value)}"
+        )
     return value
 
 

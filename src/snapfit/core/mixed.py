@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from snapfit.core.errors import SnapfitError
 from snapfit.core.space import Group, Matrix, Space
 
 FACTORED, NARROWED, REMOVED, DROPPED = "factored", "narrowed", "removed", "dropped"
@@ -109,6 +110,25 @@ def ways(space: Space, sizes: Mapping[str, int]) -> dict[str, str]:
             else:
                 found[group.name] = NARROWED if size else REMOVED
     return found
+
+
+def check_one_way(space: Space, sizes: Mapping[str, int]) -> None:
+    """Refuse a stranger's sizes that make several groups over one weight smaller.
+
+    Raises:
+        SnapfitError: names two such groups.
+
+    """
+    for groups in by_layer(space).values():
+        for part in parts_of(groups):
+            smaller = [group for group in part if sizes[group.name] < group.full]
+            whole = [group for group in smaller if group.kind != "rank"]
+            if whole and len(smaller) > 1:
+                other = next(group for group in smaller if group is not whole[0])
+                raise SnapfitError(
+                    f"the plan makes {whole[0].name} and {other.name} smaller, which are the same "
+                    "weights; leave one of them at its full size"
+                )
 
 
 def reasons(space: Space, sizes: Mapping[str, int]) -> dict[str, str]:

@@ -17,13 +17,11 @@ from snapfit.core.fitting import for_format
 from snapfit.core.formats import holds_absent, holds_size, kinds, ties
 from snapfit.core.mixed_items import LayerItem, choose_mixed, layer_items
 from snapfit.core.objectives import Choice
-from snapfit.core.planner import Planner
+from snapfit.core.planner import ATTEMPTS, Planner
 from snapfit.core.space import Group, Kind, Space
 
 Allowed: TypeAlias = Callable[[Group, NDArray[np.int64]], NDArray[np.int64]]
 """Of the legal sizes of a group, those that a plan may choose; the last one always is."""
-
-_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +63,14 @@ class MixedPlanner(Planner):
             self._check_changes(columns[name], limit)
         items = self._items(columns, losses, lambda group: allowed(group, self.candidates(group)))
         wider = self.watch is None
-        for _ in range(_ATTEMPTS):
+        stricter = 0
+        for _ in range(ATTEMPTS):
             try:
                 choice = choose_mixed(self.space, items, limits)
             except Infeasible as error:
                 if wider:
                     nearest = {n: cost - twice[n] for n, cost in error.nearest.items()}
-                    found = Infeasible(str(error), nearest=nearest)
-                    raise self._unmet(found, shares) from error
+                    raise self._unmet(nearest, shares, stricter) from error
                 wider = True
                 items = self._items(
                     columns, losses, lambda group: allowed(group, self._legal(group))
@@ -84,10 +82,8 @@ class MixedPlanner(Planner):
                 return replace(choice, costs=costs)
             # Operators that groups share were timed for each of them: be that much stricter.
             limits["latency"] -= excess
-        raise Infeasible(
-            f"no choice of sizes was found that keeps latency={shares['latency']:g}; ask for less",
-            nearest={"latency": shares["latency"] + excess / columns["latency"].dense},
-        )
+            stricter += excess
+        raise self._missed(shares, excess)
 
     def _items(
         self,

@@ -221,15 +221,15 @@ def gac(
 ) -> tuple[list[int], float]:
     """Maximise the sum of score x (params - wanted params) over a window around each size.
 
-    The third step of GAC. When even the smallest candidates of all windows exceed the budget,
-    the windows double.
+    The third step of GAC. Where no choice of candidates in the windows meets the budgets, the
+    windows double.
 
     Returns:
         The index into each unit's legal sizes, and by how much the objective could still be
         improved (0 when proved optimal).
 
     Raises:
-        Infeasible: even the smallest legal sizes exceed the budget.
+        Infeasible: no choice of legal sizes meets the budgets.
 
     """
     width = WINDOW
@@ -247,7 +247,8 @@ def gac(
         try:
             solution = solve(items, budgets, relative=relative)
         except Infeasible:
-            if all(near.start == 0 for near in windows):
+            # A larger size costs more parameters, but it may take less time.
+            if all(len(item.sizes) == len(u.sizes) for item, u in zip(items, units, strict=True)):
                 raise
             width *= 2
             continue

@@ -138,6 +138,8 @@ class Options:
         for name in ("calib_tokens", "context", "eval_context", "eval_windows"):
             if getattr(self, name) < 2 - (name == "eval_windows"):
                 raise UsageError(f"{name} is too small: {getattr(self, name)}")
+        if not -(1 << 63) <= self.seed < 1 << 63:
+            raise UsageError(f"seed is a whole number of at most 63 bits; got {self.seed}")
         if self.probe and self.objective != "curve":
             raise UsageError(f"--probe corrects loss curves; --objective {self.objective} has none")
         if self.align is not None and not 1 <= self.align <= 4096:
@@ -180,9 +182,10 @@ class Options:
         values: dict[str, Any] = {"settings": {}, "align": None, "target": None}
         values |= dict.fromkeys(SIZE)
         for key, value in recipe.items():
+            kind = (RECIPE | SIZE).get(key)
             if key.startswith("set.") and isinstance(value, str):
                 values["settings"][key.removeprefix("set.")] = value
-            elif type(value) is (RECIPE | SIZE).get(key):
+            elif type(value) is kind or (kind is float and type(value) is int):  # JSON's 0 is 0.0
                 values[key] = value
             else:
                 raise CorruptFile(f"the plan's recipe has a bad entry: {key} = {value!r}")

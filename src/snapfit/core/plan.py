@@ -6,13 +6,13 @@ and names, which must be module names and never paths.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from snapfit.core.candidates import AlignRule, RuleAxis
+from snapfit.core.checked import MAX_TEXT, is_real, is_whole, shown, text
 from snapfit.core.errors import CorruptFile, SnapfitError
 from snapfit.core.files import digest_json
 from snapfit.core.layout import MAX_DIMENSION
@@ -20,7 +20,6 @@ from snapfit.core.space import Group, Space
 
 SCHEMA = 1
 MAX_GROUPS = 1_000_000
-MAX_TEXT = 4096
 
 # 'model.layers.0.self_attn.q_proj', and '...k_proj#k:0-64' for a block of rows of a module.
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*(#[a-z_]+:\d+-\d+)?")
@@ -86,43 +85,43 @@ class Plan:
 
         """
         if not isinstance(data, dict):
-            raise CorruptFile(f"not a plan: expected a table, found {_show(data)}")
+            raise CorruptFile(f"not a plan: expected a table, found {shown(data)}")
         schema = data.get("schema")
         if schema != SCHEMA or isinstance(schema, bool):
             raise CorruptFile(
-                f"plan has schema {_show(schema)}, this snapfit reads {SCHEMA}; "
+                f"plan has schema {shown(schema)}, this snapfit reads {SCHEMA}; "
                 "make the plan again, or use the snapfit that wrote it"
             )
         known = set(cls.__dataclass_fields__)
         required = {"model", "revision", "architecture", "method", "objective", "sizes"}
         required |= {"budget", "predicted"}
         if unknown := sorted(map(str, data.keys() - known)):
-            raise CorruptFile(f"plan has unknown fields: {_show(', '.join(unknown))}")
+            raise CorruptFile(f"plan has unknown fields: {shown(', '.join(unknown))}")
         if missing := sorted(required - data.keys()):
             raise CorruptFile(f"plan lacks fields: {', '.join(missing)}")
         texts = {
-            name: _text(data.get(name, ""), name)
+            name: text(data.get(name, ""), f"plan's {name}")
             for name in ("model", "revision", "architecture", "method", "objective", "version")
         }
         for name in ("architecture", "method", "objective"):
             if not re.fullmatch(r"[A-Za-z0-9_+-]+", texts[name]):
-                raise CorruptFile(f"plan's {name} {_show(texts[name])} is not a plain name")
+                raise CorruptFile(f"plan's {name} {shown(texts[name])} is not a plain name")
         sizes = _table(data["sizes"], "sizes")
         if not sizes:
             raise CorruptFile("plan decides nothing: its sizes are empty")
         for name, size in sizes.items():
             check_name(name)
-            if not _is_int(size) or not 0 <= size <= MAX_DIMENSION:
+            if not is_whole(size) or not 0 <= size <= MAX_DIMENSION:
                 raise CorruptFile(
-                    f"plan gives {name} the size {_show(size)}; sizes are whole numbers "
+                    f"plan gives {name} the size {shown(size)}; sizes are whole numbers "
                     f"from 0 to {MAX_DIMENSION}"
                 )
         reasons = _texts(data.get("reasons", {}), "reasons")
         if stray := sorted(reasons.keys() - sizes.keys()):
-            raise CorruptFile(f"plan has a reason for {_show(stray[0])}, which has no size")
+            raise CorruptFile(f"plan has a reason for {shown(stray[0])}, which has no size")
         seed = data.get("seed", 0)
-        if not _is_int(seed):
-            raise CorruptFile(f"plan's seed must be a whole number, found {_show(seed)}")
+        if not is_whole(seed):
+            raise CorruptFile(f"plan's seed must be a whole number, found {shown(seed)}")
         return cls(
             model=texts["model"],
             revision=texts["revision"],
@@ -157,10 +156,11 @@ class Plan:
         for name, size in self.sizes.items():
             if name not in groups:
                 raise SnapfitError(f"the plan names {name}, which {space.model} does not have")
-            if not groups[name].least <= size <= groups[name].full:
+            group = groups[name]
+            if size != group.full and not group.least <= size <= group.break_even:
                 raise SnapfitError(
-                    f"the plan gives {name} the size {size}; it can have {groups[name].least} "
-                    f"to {groups[name].full}"
+                    f"the plan gives {name} the size {size}; it can have {group.least} "
+                    f"to {group.break_even}, or {group.full}"
                 )
         if missing := [name for name in groups if name not in self.sizes]:
             raise SnapfitError(f"the plan has no size for {missing[0]} ({len(missing)} missing)")
@@ -172,14 +172,14 @@ class Plan:
         """Readable lines: what `other` has that differs from this plan; empty if nothing."""
         mine, theirs = self.to_json(), other.to_json()
         lines = [
-            f"{name}: {_show(mine[name])} -> {_show(theirs[name])}"
+            f"{name}: {shown(mine[name])} -> {shown(theirs[name])}"
             for name in mine
             if name not in {"sizes", "reasons"} and mine[name] != theirs[name]
         ]
         for name in [*self.sizes, *(name for name in other.sizes if name not in self.sizes)]:
             before, after = self.sizes.get(name), other.sizes.get(name)
             if before != after:
-                lines.append(f"{name}: {before or 'absent'} -> {after or 'absent'}")
+                lines.append(f"{name}: {_size(before)} -> {_size(after)}")
         return lines
 
 
@@ -192,7 +192,7 @@ def check_name(name: Any) -> None:
     """
     if not isinstance(name, str) or len(name) > MAX_TEXT or not _NAME.fullmatch(name):
         raise CorruptFile(
-            f"{_show(name)} is not a module name such as 'model.layers.0.mlp.up_proj'"
+            f"{shown(name)} is not a module name such as 'model.layers.0.mlp.up_proj'"
         )
 
 
@@ -230,64 +230,46 @@ def _left(group: Group, size: int) -> list[tuple[int, int]]:
     return left
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _show(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise CorruptFile(f"plan's {name} must be a short text, found {_show(value)}")
-    return value
+def _size(size: int | None) -> str:
+    return "absent" if size is None else str(size)
 
 
 def _table(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict) or len(value) > MAX_GROUPS:
-        raise CorruptFile(f"plan's {name} must be a table, found {_show(value)}")
+        raise CorruptFile(f"plan's {name} must be a table, found {shown(value)}")
     if any(not isinstance(key, str) or len(key) > MAX_TEXT for key in value):
         raise CorruptFile(f"plan's {name} has a key that is not a short text")
     return dict(value)
 
 
 def _texts(value: Any, name: str) -> dict[str, str]:
-    return {key: _text(text, f"{name}[{key}]") for key, text in _table(value, name).items()}
+    return {key: text(entry, f"plan's {name}[{key}]") for key, entry in _table(value, name).items()}
 
 
 def _scalars(value: Any, name: str) -> dict[str, Any]:
     table = _table(value, name)
     for key, entry in table.items():
-        finite = isinstance(entry, int | float) and math.isfinite(entry)
-        if entry is not None and not finite and not isinstance(entry, str):
+        if not (entry is None or isinstance(entry, str | bool) or is_real(entry)):
             raise CorruptFile(
-                f"plan's {name}[{key}] must be a number or a text, found {_show(entry)}"
+                f"plan's {name}[{key}] must be a number or a text, found {shown(entry)}"
             )
     return table
 
 
 def _rules(value: Any) -> tuple[AlignRule, ...]:
     if not isinstance(value, list):
-        raise CorruptFile(f"plan's rules must be a list, found {_show(value)}")
+        raise CorruptFile(f"plan's rules must be a list, found {shown(value)}")
     rules = []
     for entry in value:
         rule = _table(entry, "rule")
         if rule.keys() != set(AlignRule.__dataclass_fields__):
-            raise CorruptFile(f"plan has a malformed rule: {_show(entry)}")
+            raise CorruptFile(f"plan has a malformed rule: {shown(entry)}")
         if rule["axis"] not in get_args(RuleAxis) or not isinstance(rule["measured"], bool):
-            raise CorruptFile(f"plan has a malformed rule: {_show(entry)}")
+            raise CorruptFile(f"plan has a malformed rule: {shown(entry)}")
         penalty = rule["penalty"]
-        if penalty is not None and not (
-            isinstance(penalty, int | float) and 0 < penalty < math.inf
-        ):
-            raise CorruptFile(f"plan has a malformed rule: {_show(entry)}")
-        if not _is_int(rule["multiple"]) or not 1 <= rule["multiple"] <= MAX_DIMENSION:
-            raise CorruptFile(f"plan has a malformed rule: {_show(entry)}")
-        rules.append(AlignRule(**{**rule, "source": _text(rule["source"], "rule source")}))
+        if penalty is not None and not (is_real(penalty) and penalty > 0):
+            raise CorruptFile(f"plan has a malformed rule: {shown(entry)}")
+        if not is_whole(rule["multiple"]) or not 1 <= rule["multiple"] <= MAX_DIMENSION:
+            raise CorruptFile(f"plan has a malformed rule: {shown(entry)}")
+        rules.append(AlignRule(**{**rule, "source": text(rule["source"], "plan's rule source")}))
     return tuple(rules)

@@ -24,7 +24,8 @@ from snapfit.core.objectives import Choice, choose
 from snapfit.core.plateaus import candidates
 from snapfit.core.space import Group, Space
 
-_ATTEMPTS = 5
+ATTEMPTS = 5
+"""Solves with a stricter limit each, where operators that groups share take longer together."""
 
 ROUGHLY = 1e-4
 """Of the optimal loss: times are known to some per cent, so nearer is not worth the seconds."""
@@ -102,7 +103,8 @@ class Planner:
             self._check_changes(columns[name], limit)
         if relative is None:
             relative = ROUGHLY if "latency" in shares else RELATIVE_TOLERANCE
-        for _ in range(_ATTEMPTS):
+        stricter = 0
+        for _ in range(ATTEMPTS):
             try:
                 choice = choose(
                     objective,
@@ -117,16 +119,14 @@ class Planner:
                     relative=relative,
                 )
             except Infeasible as error:
-                raise self._unmet(error, shares) from error
+                raise self._unmet(error.nearest, shares, stricter) from error
             excess = self._excess(choice.sizes, shares)
             if excess <= 0:
                 return choice
             # Groups that share an operator were each timed alone: be that much stricter.
             limits["latency"] -= excess
-        raise Infeasible(
-            f"no choice of sizes was found that keeps latency={shares['latency']:g}; ask for less",
-            nearest={"latency": shares["latency"] + excess / columns["latency"].dense},
-        )
+            stricter += excess
+        raise self._missed(shares, excess)
 
     def candidates(self, group: Group) -> NDArray[np.int64]:
         """Sizes that a group may have on the target: legal, and right edges where times are known.
@@ -161,8 +161,28 @@ class Planner:
             text = _FIXED.get(found.name, "no size that this method decides changes it")
             raise UsageError(f"--budget {found.name} cannot be met: {text}")
 
-    def _unmet(self, error: Infeasible, shares: Mapping[str, float]) -> Infeasible:
-        nearest = {name: self.column(name).share(cost) for name, cost in error.nearest.items()}
+    def _missed(self, shares: Mapping[str, float], excess: int) -> Infeasible:
+        """The error where even the last attempt takes `excess` nanoseconds too long."""
+        return Infeasible(
+            f"no choice of sizes was found that keeps latency={shares['latency']:g}; ask for less",
+            nearest={"latency": shares["latency"] + excess / self.column("latency").dense},
+        )
+
+    def _unmet(
+        self, costs: Mapping[str, float], shares: Mapping[str, float], stricter: int
+    ) -> Infeasible:
+        """The error where no choice is within the limits.
+
+        Args:
+            costs: the nearest that can be met, as the groups' own costs.
+            shares: what was asked.
+            stricter: nanoseconds by which the limit of time is below what was asked.
+
+        """
+        extra = {"latency": stricter}
+        nearest = {
+            name: self.column(name).share(cost + extra.get(name, 0)) for name, cost in costs.items()
+        }
         asked = ", ".join(f"{name}={share:g}" for name, share in shares.items())
         # Rounded up: the share that is printed can be met.
         told = {name: math.ceil(share * 1e4) / 1e4 for name, share in nearest.items()}

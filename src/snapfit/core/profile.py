@@ -6,7 +6,6 @@ A profile may come from a sweep on the device, from tables, or from a stranger's
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -44,11 +43,6 @@ class Profile:
     dtype: str
     rules: tuple[AlignRule, ...]
     timings: tuple[Timing, ...] = ()
-
-    @property
-    def rank_multiple(self) -> int:
-        """The multiple that a rank must be of, all rules together: a rank lies on every axis."""
-        return math.lcm(*(r.multiple for r in self.rules if r.axis in {"in", "out", "rank"}))
 
     def time(self, operator: Operator) -> Estimate:
         """The time of one operator: as measured, or interpolated between what was measured.
@@ -167,8 +161,9 @@ def _entries(value: Any, name: str) -> list[Any]:
 
 
 def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise CorruptFile(f"profile's {name} must be a short text, found {_show(value)}")
+    # It will be shown: control characters could rewrite a terminal.
+    if not isinstance(value, str) or len(value) > MAX_TEXT or not value.isprintable():
+        raise CorruptFile(f"profile's {name} must be a short line of text, found {_show(value)}")
     return value
 
 

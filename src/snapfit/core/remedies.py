@@ -16,6 +16,7 @@ from snapfit.core.footprint import Found
 from snapfit.core.forward import HEAD, Block, Module, Parts
 from snapfit.core.operators import Elementwise, Source
 from snapfit.core.space import Frame
+from snapfit.core.suited import resized_blocks
 from snapfit.core.workload import Phase
 
 _MLP = frozenset({"gate", "up", "gate_up", "down"})
@@ -176,7 +177,7 @@ def _add(examination: Examination, total: _Sum, weight: float, before: Parts, af
 
 def _add_vocabulary(examination: Examination, sums: dict[_Key, _Sum], phase: Phase) -> None:
     frame = examination.footprint.frame
-    padded = examination.suited.padded(frame.vocab)
+    padded = examination.suited.frame(frame, frame.head_dim).vocab
     if padded == frame.vocab:
         return
     total = sums.setdefault(("lm_head", "vocabulary", "alignment"), _Sum())
@@ -197,8 +198,7 @@ def _resized(module: Module, width: int) -> Module:
     if module.role == "down":
         return replace(module, cols=width)
     rows = width * (2 if module.role == "gate_up" else 1)
-    blocks = tuple(Block(rows=b.rows * rows // module.rows, rank=b.rank) for b in module.blocks)
-    return replace(module, rows=rows, blocks=blocks)
+    return replace(module, rows=rows, blocks=resized_blocks(module, rows))
 
 
 def _with_ranks(module: Module, ranks: list[int]) -> Module:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from snapfit.core.combination import Combination, untouched
 from snapfit.core.space import Space
-from snapfit.core.structure import Combination, SubLayer
+from snapfit.core.structure import SubLayer
 
 Index = NDArray[np.int64]
 """Kept rows, columns, entries or experts, ascending."""
@@ -94,4 +95,4 @@ def untouched_layers(space: Space) -> tuple[Combination, ...]:
         count = space.frame.layers
     else:
         count = 1 + max(group.layer for group in space.groups)
-    return tuple(((index, 1.0),) for index in range(count))
+    return untouched(range(count))

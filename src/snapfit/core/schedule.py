@@ -1,10 +1,8 @@
 """What a model looks like at every number of layers that a depth method can keep.
 
 A method that removes whole layers gives, for every reachable size, the layers of the smaller model:
-each a linear combination of the parameters of layers of the original. (i, 1.0) alone is layer i,
-untouched. LaCo (arXiv 2402.11187) collapses layers l .. l+m into one by adding parameter
-differences, theta_l + sum_k (theta_{l+k} - theta_l): coefficient 1 - m for l, 1 for the others.
-Sizes need not be nested: the block that a method removes at n may not contain the block at n - 1.
+each a linear combination of the parameters of layers of the original (`core.combination`). Sizes
+need not be nested: the block that a method removes at n may not contain the block at n - 1.
 
 A method that removes attention or MLP modules alone keeps every layer and gives, for every size,
 the names of the modules that are gone; their output is zero.
@@ -14,26 +12,32 @@ A schedule is a file that may come from a stranger, so `from_json` believes noth
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from snapfit.core.checked import real, shown, text, whole
+from snapfit.core.combination import (
+    MAX_LAYERS,
+    Combination,
+    is_untouched,
+    layer_json,
+    read_layer,
+    untouched,
+)
 from snapfit.core.curve import Curve
 from snapfit.core.errors import CorruptFile, SnapfitError
 from snapfit.core.plan import check_name
 
 SCHEMA = 1
-MAX_LAYERS = 4096
-MAX_TEXT = 512
+MAX_NOTE = 512
+
+_SIZE = re.compile("0|[1-9][0-9]{0,5}")
 
 Part = Literal["layer", "attention", "mlp"]
-
-Mix = tuple[tuple[int, float], ...]
-"""One output layer: (source layer, coefficient) of every parameter. The first source is the base:
-what is no parameter (kind of attention, class of the MLP) is the base's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +50,18 @@ class Depth:
 
     """
 
-    layers: tuple[Mix, ...]
+    layers: tuple[Combination, ...]
     removed: tuple[str, ...] = ()
 
     @property
     def sources(self) -> tuple[int, ...]:
         """The base of every output layer, strictly increasing."""
-        return tuple(mix[0][0] for mix in self.layers)
+        return tuple(layer[0][0] for layer in self.layers)
 
     @property
     def merges(self) -> bool:
         """Whether any output layer is more than an untouched layer."""
-        return any(not is_untouched(mix) for mix in self.layers)
+        return any(not is_untouched(layer) for layer in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,7 @@ class Schedule:
         depth = self.at(kept)
         if self.part != "layer":
             return frozenset(layer_of(name) for name in depth.removed)
-        whole = {mix[0][0] for mix in depth.layers if is_untouched(mix)}
+        whole = {layer[0][0] for layer in depth.layers if is_untouched(layer)}
         return frozenset(range(self.full)) - whole
 
     @property
@@ -143,7 +147,7 @@ class Schedule:
                 str(kept): {
                     "loss": self.losses[kept],
                     "note": self.notes.get(kept, ""),
-                    "layers": [_mix_json(mix) for mix in self.sizes[kept].layers],
+                    "layers": [layer_json(layer) for layer in self.sizes[kept].layers],
                     "removed": list(self.sizes[kept].removed),
                 }
                 for kept in self.reachable
@@ -162,23 +166,23 @@ class Schedule:
         table = _table(data, fields, "schedule")
         if table["schema"] != SCHEMA or isinstance(table["schema"], bool):
             raise CorruptFile(
-                f"schedule has schema {table['schema']!r}; this snapfit reads {SCHEMA}"
+                f"schedule has schema {shown(table['schema'])}; this snapfit reads {SCHEMA}"
             )
         if table["part"] not in get_args(Part):
-            raise CorruptFile(f"schedule's part is {table['part']!r}")
-        full = _integer(table["full"], 1, MAX_LAYERS, "full")
+            raise CorruptFile(f"schedule's part is {shown(table['part'])}")
+        full = whole(table["full"], "schedule's full", 1, MAX_LAYERS)
         entries = table["sizes"]
         if not isinstance(entries, dict) or not entries:
             raise CorruptFile("schedule has no sizes")
         sizes, losses, notes = {}, {}, {}
         for key, value in entries.items():
-            kept = _integer(int(key) if str(key).isdecimal() else key, 0, full, "size")
+            kept = _size(key, full)
             entry = _table(value, {"loss", "note", "layers", "removed"}, f"size {kept}")
             sizes[kept] = _depth(entry, full, kept, table["part"])
-            losses[kept] = _number(entry["loss"], f"loss at {kept}")
+            losses[kept] = real(entry["loss"], f"schedule's loss at {kept}")
             if losses[kept] < 0:
                 raise CorruptFile(f"schedule has a negative loss at {kept}: {losses[kept]}")
-            if note := _text(entry["note"], "note"):
+            if note := text(entry["note"], "schedule's note", MAX_NOTE):
                 notes[kept] = note
         if sizes.get(full) != Depth(layers=untouched(range(full))):
             raise CorruptFile(f"schedule does not leave the model alone at {full} layers")
@@ -190,9 +194,9 @@ class Schedule:
             full=full,
             sizes=sizes,
             losses=losses,
-            unit=_text(table["unit"], "unit"),
-            scores=tuple(_number(score, "score") for score in scores),
-            meaning=_text(table["meaning"], "meaning"),
+            unit=text(table["unit"], "schedule's unit", MAX_NOTE),
+            scores=tuple(real(score, "schedule's score") for score in scores),
+            meaning=text(table["meaning"], "schedule's meaning", MAX_NOTE),
             notes=notes,
         )
 
@@ -202,38 +206,10 @@ def layer_of(name: str) -> int:
     return next((int(part) for part in name.split(".") if part.isdecimal()), -1)
 
 
-def is_untouched(mix: Mix) -> bool:
-    """Whether an output layer is one layer of the original as it was."""
-    return len(mix) == 1 and mix[0][1] == 1.0
-
-
-def untouched(sources: Iterable[int]) -> tuple[Mix, ...]:
-    """Output layers that are these layers of the original."""
-    return tuple(((source, 1.0),) for source in sources)
-
-
-def collapse(layers: Sequence[Mix], at: int, count: int) -> tuple[Mix, ...]:
-    """LaCo's merge of the `count` output layers from `at` on into one.
-
-    theta_at + sum_k (theta_{at+k} - theta_at), k = 1 .. count - 1; layers that are themselves
-    merged are expanded, so that the result is again a combination of layers of the original.
-    Sources whose coefficient becomes 0 stay listed only if they are the base.
-
-    Raises:
-        ValueError: fewer than two layers, or beyond the last (a caller's mistake).
-
-    """
-    if count < 2 or not 0 <= at <= len(layers) - count:
-        raise ValueError(f"cannot merge {count} of {len(layers)} layers from {at}")
-    # Every layer of the original is in one output layer only, so no source comes twice.
-    first = [(source, (2 - count) * coefficient) for source, coefficient in layers[at]]
-    rest = [pair for mix in layers[at + 1 : at + count] for pair in mix]
-    merged = tuple((s, float(c)) for s, c in first + rest if c != 0 or s == first[0][0])
-    return (*layers[:at], merged, *layers[at + count :])
-
-
-def _mix_json(mix: Mix) -> Any:
-    return mix[0][0] if is_untouched(mix) else [[source, c] for source, c in mix]
+def _size(key: Any, full: int) -> int:
+    """The size that an entry is about, written without leading zeros: none comes twice."""
+    plain = isinstance(key, str) and _SIZE.fullmatch(key)
+    return whole(int(key) if plain else key, "schedule's size", 0, full)
 
 
 def _depth(entry: Mapping[str, Any], full: int, kept: int, part: str) -> Depth:
@@ -241,10 +217,14 @@ def _depth(entry: Mapping[str, Any], full: int, kept: int, part: str) -> Depth:
     expected = kept if part == "layer" else full
     if not isinstance(layers, list) or len(layers) != expected:
         raise CorruptFile(f"schedule must list {expected} layers at size {kept}")
-    depth = Depth(layers=tuple(_mix(mix, full) for mix in layers), removed=_removed(removed, full))
+    what = f"schedule's layers at size {kept}"
+    depth = Depth(
+        layers=tuple(read_layer(layer, what, full) for layer in layers),
+        removed=_removed(removed, full),
+    )
     if list(depth.sources) != sorted(set(depth.sources)):
         raise CorruptFile(f"schedule's layers at size {kept} are not in the model's order")
-    used = [source for mix in depth.layers for source, _ in mix]
+    used = [source for layer in depth.layers for source, _ in layer]
     if len(used) != len(set(used)):
         raise CorruptFile(f"schedule uses a layer twice at size {kept}")
     if part == "layer" and depth.removed:
@@ -252,18 +232,6 @@ def _depth(entry: Mapping[str, Any], full: int, kept: int, part: str) -> Depth:
     if part != "layer" and (depth.merges or len(depth.removed) != full - kept):
         raise CorruptFile(f"schedule must remove {full - kept} modules at size {kept}, no layers")
     return depth
-
-
-def _mix(value: Any, full: int) -> Mix:
-    if not isinstance(value, list):
-        return ((_integer(value, 0, full - 1, "layer"), 1.0),)
-    pairs = [pair for pair in value if isinstance(pair, list) and len(pair) == 2]
-    if not value or len(pairs) != len(value):
-        raise CorruptFile(f"schedule has a malformed layer: {str(value)[:80]}")
-    return tuple(
-        (_integer(source, 0, full - 1, "layer"), _number(coefficient, "coefficient"))
-        for source, coefficient in pairs
-    )
 
 
 def _removed(value: Any, full: int) -> tuple[str, ...]:
@@ -281,25 +249,4 @@ def _removed(value: Any, full: int) -> tuple[str, ...]:
 def _table(value: Any, fields: set[str], what: str) -> dict[str, Any]:
     if not isinstance(value, dict) or value.keys() != fields:
         raise CorruptFile(f"not a {what} of a schedule: needs {', '.join(sorted(fields))}")
-    return value
-
-
-def _integer(value: Any, least: int, most: int, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise CorruptFile(
-            f"schedule's {what} must be a whole number from {least} to {most}, found "
-            f"{str(value)[:40]!r}"
-        )
-    return value
-
-
-def _number(value: Any, what: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise CorruptFile(f"schedule's {what} must be a finite number, found {str(value)[:40]!r}")
-    return float(value)
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise CorruptFile(f"schedule's {what} must be a short text")
     return value

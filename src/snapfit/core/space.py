@@ -76,7 +76,8 @@ class Group:
             read them, experts, or layers.
         matrices: the matrices that change together.
         full: the size that leaves the group as it is.
-        role: q, k, v, o, qkv, gate, up, gate_up, down, mlp, attention, experts, depth, or 'other'.
+        role: q, k, v, o, qkv, gate, up, gate_up, down, mlp, attention, experts, depth, or 'other';
+            for 'depth', 'mlp' or 'attention' where only these go from a layer.
         layer: index of the decoder layer; 0 for 'depth'.
         least: the smallest size; 0 where the whole part may be removed from its layer.
         vectors: parameters that are cut along.

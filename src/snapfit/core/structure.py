@@ -17,21 +17,18 @@ nothing are left out; one that is not known is refused, as ignoring it would loa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from snapfit.core.checked import is_whole, shown
+from snapfit.core.combination import MAX_LAYERS, Combination, layer_json, read_layer
 from snapfit.core.errors import CorruptFile
 from snapfit.core.layout import MAX_DIMENSION, Layouts, ModuleLayout
 
 UNFUSED = "unfused"
-MAX_LAYERS = 4096
 
 SubLayer = Literal["attention", "mlp"]
-
-Combination = tuple[tuple[int, float], ...]
-"""One output layer: (source layer, coefficient) of every parameter, the base first."""
 
 _TABLES = ("modules", "absent", "heads", "expert_counts", "vectors")
 ENTRIES = frozenset({*_TABLES, "layers", "experts"})
@@ -96,7 +93,7 @@ class Structure:
             "heads": {name: list(counts) for name, counts in self.heads.items()},
             "expert_counts": dict(self.experts),
             "vectors": dict(self.vectors),
-            "layers": [_layer_json(layer) for layer in self.layers],
+            "layers": [layer_json(layer) for layer in self.layers],
         }
         data |= {key: table for key, table in tables.items() if table}
         return {**data, "experts": UNFUSED} if self.unfused else data
@@ -117,7 +114,7 @@ class Structure:
         experts = data.get("experts")
         if experts is not None and experts != UNFUSED:
             raise CorruptFile(
-                f"quantization_config: 'experts' must be {UNFUSED!r}, found {experts!r}"
+                f"quantization_config: 'experts' must be {UNFUSED!r}, found {shown(experts)}"
             )
         structure = cls(
             modules={n: ModuleLayout.from_json(n, entry) for n, entry in tables["modules"].items()},
@@ -140,14 +137,14 @@ class Structure:
 
 def _table(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise CorruptFile(f"quantization_config: {key!r} must be a table, found {_show(value)}")
+        raise CorruptFile(f"quantization_config: {key!r} must be a table, found {shown(value)}")
     return dict(value)
 
 
 def _sub_layer(name: str, value: Any) -> SubLayer:
     if value not in get_args(SubLayer):
         raise CorruptFile(
-            f"quantization_config: absent {name} must be 'attention' or 'mlp', found {_show(value)}"
+            f"quantization_config: absent {name} must be 'attention' or 'mlp', found {shown(value)}"
         )
     part: SubLayer = value
     return part
@@ -155,7 +152,7 @@ def _sub_layer(name: str, value: Any) -> SubLayer:
 
 def _heads(name: str, value: Any) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2:
-        raise CorruptFile(f"quantization_config: heads of {name} must be two, found {_show(value)}")
+        raise CorruptFile(f"quantization_config: heads of {name} must be two, found {shown(value)}")
     heads, kv_heads = (_count("heads", name, count) for count in value)
     if heads % kv_heads:
         raise CorruptFile(
@@ -165,43 +162,14 @@ def _heads(name: str, value: Any) -> tuple[int, int]:
 
 
 def _count(key: str, name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_DIMENSION:
+    if not is_whole(value) or not 1 <= value <= MAX_DIMENSION:
         raise CorruptFile(
-            f"quantization_config: {key} of {name} must be a positive integer, found {_show(value)}"
+            f"quantization_config: {key} of {name} must be a positive integer, found {shown(value)}"
         )
     return value
 
 
 def _layers(value: Any) -> tuple[Combination, ...]:
     if not isinstance(value, list) or len(value) > MAX_LAYERS:
-        raise CorruptFile(f"quantization_config: 'layers' must be a list, found {_show(value)}")
-    return tuple(_layer(entry) for entry in value)
-
-
-def _layer(value: Any) -> Combination:
-    pairs = value if isinstance(value, list) else [[value, 1.0]]
-    try:
-        layer = tuple((source, float(coefficient)) for source, coefficient in pairs)
-    except (TypeError, ValueError):
-        layer = ()
-    good = [
-        isinstance(source, int)
-        and not isinstance(source, bool)
-        and 0 <= source < MAX_LAYERS
-        and math.isfinite(coefficient)
-        for source, coefficient in layer
-    ]
-    if not good or not all(good):
-        raise CorruptFile(f"quantization_config: 'layers' has a malformed entry: {_show(value)}")
-    return layer
-
-
-def _layer_json(layer: Combination) -> Any:
-    if len(layer) == 1 and layer[0][1] == 1.0:
-        return layer[0][0]
-    return [[source, coefficient] for source, coefficient in layer]
-
-
-def _show(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
+        raise CorruptFile(f"quantization_config: 'layers' must be a list, found {shown(value)}")
+    return tuple(read_layer(entry, "quantization_config: 'layers'") for entry in value)

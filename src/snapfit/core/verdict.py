@@ -27,12 +27,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from snapfit.core.curves import Outcomes, retained
-from snapfit.core.resample import Interval, mean_interval
+from snapfit.core.resample import Interval
 
 KEEP = 0.9
 BREAK = 0.5
 FLOOR = 0.05
 MOST_SAMPLES = 1_000_000
+LEAST = 30
+"""Problems, all alike and all solved by the base, that can say "keeps reasoning"."""
 
 Label = Literal["keeps reasoning", "weakened", "broken", "not enough samples to say"]
 KEEPS: Label = "keeps reasoning"
@@ -93,7 +95,8 @@ def judge(base: Mapping[str, Outcomes], other: Mapping[str, Outcomes], *, seed: 
     }
     reasoning = {name: found for name, found in families.items() if name != KNOWLEDGE}
     if not reasoning:
-        return Verdict(label=UNKNOWN, reasons=("no reasoning task was asked",), families=families)
+        reason = "no reasoning task was answered by both models"
+        return Verdict(label=UNKNOWN, reasons=(reason,), families=families)
     label = min((found.label for found in reasoning.values()), key=WORST_FIRST.index)
     reasons = [found.reason for found in reasoning.values() if found.label == label]
     reasons += [found.reason for found in families.values() if found.reason not in reasons]
@@ -109,10 +112,7 @@ def judge_family(base: Outcomes, other: Outcomes, *, name: str, seed: int = 0) -
     """
     if base.accuracy_PB.shape != other.accuracy_PB.shape or base.budgets != other.budgets:
         raise ValueError(f"{name}: the models were asked different problems or budgets")
-    heights = {
-        "base": mean_interval(base.height_P, seed=seed),
-        "other": mean_interval(other.height_P, seed=seed),
-    }
+    heights = {"base": base.height(seed), "other": other.height(seed)}
     solved = heights["base"].value
     kept = _widened(retained(base, other, seed=seed), base.problems, solved)
     label = _label(kept)
@@ -127,18 +127,18 @@ def judge_family(base: Outcomes, other: Outcomes, *, name: str, seed: int = 0) -
             f"{name}: the original itself solves {solved:.1%} of {base.problems} problems "
             f"(at least {floor:.1%} for sure), too few to judge by"
         )
-        above = solved > FLOOR
-        needed = _needed(base.problems, heights["base"], FLOOR) if above else None
+        poor = solved <= FLOOR and base.problems > 1
+        needed = None if poor else _needed(base.problems, heights["base"], FLOOR)
+        if needed is not None:  # and then the curves must still be compared
+            needed = max(needed, _needed(base.problems, kept, KEEP) or 0)
     else:
         # Knowing is not reasoning.
         reason = f"{shown}: {'kept' if label == KEEPS and name == KNOWLEDGE else label}"
         needed = 0
     if label == UNKNOWN and floor >= FLOOR:
-        needed = _needed(base.problems, kept, KEEP, BREAK)
+        needed = _needed(base.problems, kept, KEEP)
     if label == UNKNOWN:
-        reason += "; " + (
-            f"about {needed} problems would be enough" if needed else "more would not help"
-        )
+        reason += f"; {_advice(needed, heights['base'])}"
     return FamilyVerdict(
         label=label,
         reason=reason,
@@ -147,6 +147,14 @@ def judge_family(base: Outcomes, other: Outcomes, *, name: str, seed: int = 0) -
         needed=needed,
         **heights,
     )
+
+
+def _advice(needed: int | None, solved: Interval) -> str:
+    if needed is not None:
+        return f"about {needed} problems would be enough"
+    if solved.value <= FLOOR < solved.high:
+        return f"more would help only if it really solves over {FLOOR:.0%}"
+    return "more would not help"
 
 
 def _label(kept: Interval) -> Label:
@@ -176,13 +184,17 @@ def _floor(solved: Interval, problems: int) -> float:
     return solved.low if problems > 1 else 0.0
 
 
-def _needed(problems: int, interval: Interval, *thresholds: float) -> int | None:
-    """Problems at which the interval would no longer reach the nearest threshold.
+def _needed(problems: int, interval: Interval, threshold: float) -> int | None:
+    """Problems at which the interval would no longer reach the threshold.
 
-    Half-widths shrink with the root of the number of problems.
+    The side that reaches it shrinks with the root of the number of problems. Of one problem there
+    is no interval; the rule of three says how many can have one that is narrow enough.
     """
-    distance = min(abs(interval.value - threshold) for threshold in thresholds)
-    half = max(interval.value - interval.low, interval.high - interval.value)
-    if not math.isfinite(half) or distance * math.sqrt(MOST_SAMPLES / problems) <= half:
+    distance = abs(interval.value - threshold)
+    if problems < 2:
+        return LEAST
+    above = interval.value >= threshold
+    side = interval.value - interval.low if above else interval.high - interval.value
+    if not math.isfinite(side) or distance * math.sqrt(MOST_SAMPLES / problems) <= side:
         return None
-    return math.ceil(problems * (half / distance) ** 2)
+    return math.ceil(problems * (side / distance) ** 2)

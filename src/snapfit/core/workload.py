@@ -24,7 +24,7 @@ DEFAULT_WORKLOAD = "prefill:1x1024"
 MAX_TOKENS = 1 << 24
 """Most tokens of a phase: more is a mistake."""
 
-_PHASE = re.compile(r"([a-z]+):(\d+)[xX](\d+)(?:\*([0-9.eE+-]+))?")
+_PHASE = re.compile(r"([a-z]+):(\d{1,18})[xX](\d{1,18})(?:\*([0-9.eE+-]+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
