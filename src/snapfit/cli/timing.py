@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from snapfit.core.errors import SnapfitError, UsageError
+from snapfit.core.findings import quant_notes
 from snapfit.core.good import nearest_good
 from snapfit.core.operators import Estimate, Operator
 from snapfit.core.plateaus import Staircase
@@ -84,6 +85,7 @@ def answer(kind: str, asked: Sequence[Asked], target: Target, progress: Progress
         "device": target.device,
         "dtype": target.dtype,
         "times": rows,
+        "notes": quant_notes(target),
     }
     if len(asked) == 1:
         good = nearest_good(asked[0].operator, target.rules)
@@ -112,11 +114,12 @@ def timing_table(found: Mapping[str, Any]) -> Table:
 
 
 def timing_notes(found: Mapping[str, Any]) -> Iterator[str]:
-    """Of one shape, how its time was found and what the nearest good one takes."""
+    """Of one shape, how its time was found and what the nearest good one takes; and notes."""
     if len(found["times"]) == 1:
         yield f"how: {found['times'][0]['how']}"
     if (good := found.get("nearest_good")) is not None:
         yield from good["text"].splitlines()
+    yield from (f"note: {note}" for note in found["notes"])
 
 
 def write_csv(found: Mapping[str, Any]) -> None:

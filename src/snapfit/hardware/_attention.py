@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from snapfit.core.causes import TEMPLATES as PUBLISHED
 from snapfit.core.operators import Attention, Estimate
 from snapfit.hardware._gpus import Gpu
 from snapfit.hardware._tables import AttentionTable, attention_table
@@ -23,7 +24,7 @@ from snapfit.hardware._tiles import generation
 
 Sizes = NDArray[np.float64]
 
-TEMPLATES = (32, 64, 96, 128, 160, 192, 224, 256)
+TEMPLATES = (32, *PUBLISHED)
 ITEMSIZE = 2
 
 SOFTMAX = 16

@@ -118,13 +118,18 @@ class Buffers:
 def build(operator: Operator, buffers: Buffers) -> Calls:
     """Allocate what an operator needs and say how to call it.
 
+    A GPU is called once: what a product writes is allocated there by the call.
+
     Raises:
         SnapfitError: the device has too little memory for the shape.
 
     """
     try:
         with torch.inference_mode(mode=False), torch.no_grad():
-            return _build(operator, buffers)
+            made = _build(operator, buffers)
+            if buffers.device.type != "cpu":
+                made.calls[0]()
+            return made
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise

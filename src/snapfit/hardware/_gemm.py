@@ -199,7 +199,7 @@ class GemmModel:
             HELD_OUT[axis] * (not s.exact) + UNANCHORED * min(s.beyond, 2.0)
             for axis, s in zip("mnk", sides, strict=True)
         ]
-        return time, hypot(*errors) or HELD_OUT["k"], laws
+        return time, hypot(*errors), laws
 
     def _side(self, axis: int, size: int) -> Side:
         found = self._sides.get((axis, size))

@@ -11,10 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from snapfit.core.candidates import AlignRule
 from snapfit.core.errors import UsageError
 from snapfit.core.operators import Estimate, Operator
-from snapfit.core.profile import Profile, Timing
 
 DTYPES = ("float32", "bfloat16", "float16")
 """What a live device can be timed in."""
@@ -90,13 +88,3 @@ class LiveTimer:
     def with_dtype(self, dtype: str) -> LiveTimer:
         """A timer of the same device in another data type."""
         return self if dtype == self.dtype else LiveTimer(self.device, dtype, self._clock)
-
-    def profile(self, rules: tuple[AlignRule, ...]) -> Profile:
-        """Everything measured so far."""
-        return Profile(
-            device=self.device,
-            software=self.software(),
-            dtype=self.dtype,
-            rules=rules,
-            timings=tuple(Timing.of(operator, known) for operator, known in self._known.items()),
-        )

@@ -29,34 +29,40 @@ def tier_operators() -> tuple[Operator, ...]:
 
 
 def measured_rules(profile: Profile) -> tuple[AlignRule, ...]:
-    """A rule for K and one for N, from a profile that holds the products of `tier_operators`.
+    """Rules for K and N, from a profile that holds the products of `tier_operators`.
+
+    A rule a step of cost, the largest multiple first: that of 16 costs what multiples of 8 only
+    do, that of 2 what odd sizes do, and of those that a size breaks the dearest counts.
 
     Raises:
         SnapfitError: it does not hold them.
 
     """
-    return tuple(_rule(profile, axis) for axis in _AXES)
+    return tuple(rule for axis in _AXES for rule in _rules(profile, axis))
 
 
-def _rule(profile: Profile, axis: Literal["in", "out"]) -> AlignRule:
+def _rules(profile: Profile, axis: Literal["in", "out"]) -> list[AlignRule]:
     times = {tier: profile.time(_product(axis, tier)) for tier in TIERS}
     rates = {tier: found.microseconds / (ROUND - tier) for tier, found in times.items()}
     best = min(TIERS, key=lambda tier: rates[tier])
     costs = {tier: rates[tier] / rates[best] for tier in TIERS}
     worth = {tier: WORTH + times[tier].spread + times[best].spread for tier in TIERS}
-    costly = [tier for tier in TIERS if costs[tier] > worth[tier]]
-    # Above the last costly multiple everything is good; if the largest costs, it is no tier.
-    multiple = 2 * max(costly) if costly and max(costly) < TIERS[-1] else 1
-    below = [costs[tier] for tier in TIERS if tier < multiple]
+    good = [tier for tier in TIERS if costs[tier] <= worth[tier]]
+    # What is costly above the last good multiple is no tier.
+    costly = [tier for tier in TIERS if tier < good[-1] and tier not in good]
+    steps: dict[int, float | None] = {}
+    dearest = 1.0
+    for tier in reversed(costly):
+        if not steps or costs[tier] > WORTH * dearest:
+            dearest = costs[tier]
+            steps[2 * tier] = dearest
     shown = ", ".join(f"{tier}: x{costs[tier]:.2f}" for tier in TIERS)
     name = "K" if axis == "in" else "N"
-    return AlignRule(
-        axis=axis,
-        multiple=multiple,
-        source=f"swept, {name} near {ROUND}, M {TOKENS}, cost by largest power of 2: {shown}",
-        measured=True,
-        penalty=max(1.0, *below) if below else None,
-    )
+    source = f"swept, {name} near {ROUND}, M {TOKENS}, cost by largest power of 2: {shown}"
+    return [
+        AlignRule(axis=axis, multiple=multiple, source=source, measured=True, penalty=penalty)
+        for multiple, penalty in (steps or {1: None}).items()
+    ]
 
 
 def _product(axis: Literal["in", "out"], tier: int) -> Linear:

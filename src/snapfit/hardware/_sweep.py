@@ -15,8 +15,11 @@ from snapfit.core.progress import Progress
 from snapfit.core.target import Target
 from snapfit.hardware._live import LiveTimer
 from snapfit.hardware._multiples import measured_rules, tier_operators
+from snapfit.hardware._tiers import tiers_of
 
 SAVE_SECONDS = 5.0
+HALVES = frozenset({"float16", "bfloat16"})
+"""Types that the published tiers are of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,8 @@ def sweep(
 ) -> Sweep:
     """Time operators in the order given.
 
-    On a live device the multiples that suit it are found as well, from a few shapes of their own.
+    On a live device the multiples that suit it are found as well, from a few shapes of their own;
+    until then, and without it, a GPU has the published tiers.
 
     Args:
         target: a bare device with a timer.
@@ -67,8 +71,11 @@ def sweep(
         )
     live = isinstance(timer, LiveTimer)
     software = timer.software() if isinstance(timer, LiveTimer) else target.software
+    rules = target.rules
+    if target.capability is not None and timer.dtype in HALVES:
+        rules = tiers_of(target.capability).steps(target.device)
     empty = Profile(
-        device=timer.device, software=software, dtype=timer.dtype, rules=target.rules, timings=()
+        device=timer.device, software=software, dtype=timer.dtype, rules=rules, timings=()
     )
     wanted = [*operators, *(tier_operators() if live else ())]
     known = {timing.operator: timing for timing in _resumed(partial, empty).timings}

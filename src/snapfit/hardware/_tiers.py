@@ -71,6 +71,32 @@ class Tiers:
             )
         return tuple(found)
 
+    def steps(self, name: str) -> tuple[AlignRule, ...]:
+        """What each multiple of K and of N costs the GPU called `name`: a rule a tier.
+
+        A profile needs them: it answers for sizes between those that it times.
+        """
+        label = _LABELS[self.gpu]
+        borrowed = "" if label in name.upper() else f" (borrowed: {name} was not measured)"
+        axes: tuple[tuple[RuleAxis, tuple[float, float, float]], ...] = (
+            ("in", self.inner),
+            ("out", self.outer),
+        )
+        return tuple(
+            AlignRule(
+                axis=axis,
+                multiple=multiple,
+                source=f"GAC paper, {label} FP16 GEMM: {sizes} cost x{cost}{borrowed}",
+                penalty=cost,
+            )
+            for axis, costs in axes
+            for (multiple, sizes), cost in zip(_TIERS.items(), reversed(costs), strict=True)
+            if cost > 1
+        )
+
+
+_TIERS = {16: "multiples of 8 only", 8: "multiples of 2 or 4 only", 2: "odd sizes"}
+"""The multiple that is broken, and by which sizes."""
 
 # 3.6 us of 98, and 2.5 of 50.
 A100 = Tiers(

@@ -1,6 +1,6 @@
 """What a kind of target is. To add one, add a file beside this one, or an entry point.
 
-The file (or what an entry point of the group 'snapfit.hardware' names) has the three functions of
+The file (or what an entry point of the group 'snapfit.hardware' names) has the two functions of
 `TargetKind`. It should import nothing heavy at the top, and `find` should read and measure nothing
 yet: listing targets asks every kind. The timer does that when it is first asked.
 """

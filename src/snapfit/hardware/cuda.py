@@ -19,6 +19,7 @@ from snapfit.core.errors import SnapfitError
 from snapfit.core.operators import Operator
 from snapfit.core.target import Target
 from snapfit.hardware._live import LiveTimer, Samples
+from snapfit.hardware._tiers import tiers_of
 
 if TYPE_CHECKING:
     from snapfit.hardware._calls import Buffers
@@ -27,7 +28,7 @@ WARM_UP = 50
 TIMED = 200
 TRIALS = 3
 
-_TIERS = {80: 16, 90: 8}
+_MEASURED = frozenset({80, 90})
 _COSTS = "GAC paper, FP16 GEMM: multiples of 8 only cost 9-12% on an A100, nothing on an H100"
 _ABSENT = (
     "no CUDA device is visible here; name a GPU of the tables instead, such as h100_sxm "
@@ -53,9 +54,9 @@ def find(name: str) -> Target | None:
     if len(found) != 2 or not found[1].replace(".", "").isdecimal():
         raise SnapfitError(_ABSENT)
     device, capability = found[0], int(found[1].replace(".", ""))
-    borrowed = "" if capability in _TIERS else "; this GPU was not measured: sweep it"
+    borrowed = "" if capability in _MEASURED else "; this GPU was not measured: sweep it"
     rules = tuple(
-        AlignRule(axis=axis, multiple=_TIERS.get(capability, 16), source=_COSTS + borrowed)
+        AlignRule(axis=axis, multiple=tiers_of(capability).multiple, source=_COSTS + borrowed)
         for axis in ("in", "out", "rank")
     )
     return Target(
@@ -161,11 +162,14 @@ def _clocks() -> str:
 
 
 def _smi(*fields: str) -> list[str]:
-    """What nvidia-smi says of the first visible device; nothing without that tool."""
+    """What nvidia-smi says of the first visible device; nothing if it is absent, fails or hangs."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     query = [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader", f"--id={first}"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)  # noqa: S603
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return []
     return [part.strip() for part in done.stdout.split(",")] if done.returncode == 0 else []

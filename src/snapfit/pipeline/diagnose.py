@@ -32,27 +32,29 @@ def diagnose(
         target: as `--target` takes it; 'cuda' also names the kernels that ran.
         workload: as `--workload` takes it.
         align: examine against multiples of this, instead of what the target likes.
-        progress: told of every operator.
+        progress: told of every operator, and of every one whose kernels are watched.
 
     Raises:
         UsageError: no such folder, target or workload.
         SnapfitError: the checkpoint cannot be described, or no CUDA device is there.
 
     """
+    progress = progress or Silent()
     resolved = resolve_target(target)
     parsed = Workload.parse(workload)
     footprint = read_footprint(model)
     if align is not None:
         rule = AlignRule(axis="rank", multiple=align, source=f"--align {align}")
         resolved = replace(resolved, rules=(rule,))
-    found = diagnosed(footprint, resolved, parsed, progress or Silent())
+    found = diagnosed(footprint, resolved, parsed, progress)
     if target.partition(",")[0] != LIVE:
         return found
     from snapfit.pipeline.kernels import kernel_names
 
-    operators = {line.label: line.operator for line in reversed(found.lines)}
-    names = {
-        label: kernel_names(operator, device=LIVE, dtype=resolved.dtype)
-        for label, operator in operators.items()
-    }
+    operators = dict.fromkeys(line.operator for line in found.lines)
+    names = {}
+    progress.stage("kernels", len(operators))
+    for operator in operators:
+        names[str(operator)] = kernel_names(operator, device=LIVE, dtype=resolved.dtype)
+        progress.advance()
     return replace(found, kernels=names)

@@ -42,7 +42,7 @@ def profile(
     on from there.
 
     Args:
-        output: file to write.
+        output: file to write; its name ends in .json.
         target: where; its stack restricts which sizes are legal, and is not part of the profile.
         subject: a plan's file, a model, or None for products of usual sizes.
         workload: passes of the model; see `snapfit.core.workload`.
@@ -56,10 +56,16 @@ def profile(
         What was timed and what was left out.
 
     Raises:
-        SnapfitError: bad input, an unknown target, no timer; says what to do.
+        UsageError: bad input, or an unknown target.
+        SnapfitError: the file exists, or the target has no times; says what to do.
 
     """
     progress = progress or Silent()
+    if output.suffix != ".json" or "," in str(output):
+        raise UsageError(
+            f"{output}: --target takes a profile by a name that ends in .json and has no comma; "
+            "choose such a name"
+        )
     partial = output.with_name(f"{output.name}.partial")
     if output.exists() and not (overwrite or partial.exists()):
         raise SnapfitError(f"{output} already exists; choose another file or pass --overwrite")

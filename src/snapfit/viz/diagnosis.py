@@ -80,7 +80,7 @@ def rows_of(diagnosis: Diagnosis, phase: str) -> list[Row]:
             -x.count * x.operator.flops,
         )
     )
-    rows = [_row(line, diagnosis.kernels.get(line.label, ())) for line in products]
+    rows = [_row(line, diagnosis.kernels.get(str(line.operator), ())) for line in products]
     rest = [line for line in own if isinstance(line.operator, Elementwise)]
     if rest:
         rows.append(_together(rest))
@@ -96,7 +96,7 @@ class ModuleRow:
         runs: of all.
         shapes: how many distinct ones.
         misfits: how many of these break a rule.
-        spent: milliseconds; '' without times.
+        spent: milliseconds; '' where nobody knows.
         lost: milliseconds of it.
         share: of the costliest label's time, 0..1, for a bar.
         lost_share: the same of what is lost.
@@ -128,7 +128,7 @@ def by_module(diagnosis: Diagnosis, phase: str) -> list[ModuleRow]:
             runs=count_text(sum(line.count for line in groups[label])),
             shapes=len(groups[label]),
             misfits=sum(not line.suited for line in groups[label]),
-            spent=f"{worst(groups[label])}{milliseconds(spent[label])}" if most else "",
+            spent=f"{worst(groups[label])}{milliseconds(spent[label])}" if spent[label] else "",
             lost=milliseconds(lost[label]) if lost[label] else "",
             share=spent[label] / most if most else 0.0,
             lost_share=lost[label] / most if most else 0.0,
