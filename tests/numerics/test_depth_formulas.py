@@ -212,3 +212,9 @@ def test_laco_relaxes_its_threshold_only_as_far_as_it_must() -> None:
     assert asked[0] == (5, 3), "from the top"
     assert schedule.notes == {4: "T 0.45, cosine 0.500", 3: "T 0.40, cosine 0.420"}
     assert schedule.reachable == (5, 4, 3), "a merge that turns the states around is never made"
+
+
+def test_laco_goes_on_below_zero_where_its_threshold_is_there() -> None:
+    schedule = LaCo(merge=2, interval=2, threshold=-0.8).search(5, lambda *_: -0.5)
+    assert schedule.reachable == (5, 4, 3, 2, 1)
+    assert set(schedule.notes.values()) == {"T -0.80, cosine -0.500"}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from snapfit.core.errors import SnapfitError
-from snapfit.nn.linalg import prefix_losses, symmetric_roots, whitened_basis
+from snapfit.nn.linalg import damped, prefix_losses, symmetric_roots, whitened_basis
 
 SHAPES = [(12, 20), (20, 12), (16, 16)]
 
@@ -88,16 +88,42 @@ def test_factors_are_balanced():
 
 
 def test_damping_adds_a_share_of_the_mean_eigenvalue():
-    root, inverse = symmetric_roots(torch.diag(torch.tensor([4.0, 0.0])), damping=0.5)
+    root, inverse = symmetric_roots(damped(torch.diag(torch.tensor([4.0, 0.0])), 0.5))
     torch.testing.assert_close(root.diagonal() ** 2, torch.tensor([5.0, 1.0]).double())
     torch.testing.assert_close(root @ inverse, torch.eye(2).double())
 
 
-def test_not_finite_and_empty_statistics_are_refused():
+def test_directions_of_rounding_noise_are_dropped():
+    root, inverse = symmetric_roots(torch.diag(torch.tensor([4.0, 1e-10, 1e-13, 0.0])).double())
+    torch.testing.assert_close(root.diagonal()[:2], torch.tensor([2.0, 1e-5]).double())
+    torch.testing.assert_close(inverse.diagonal()[:2], torch.tensor([0.5, 1e5]).double())
+    assert root.diagonal()[2:].tolist() == inverse.diagonal()[2:].tolist() == [0.0, 0.0]
+
+
+def test_statistics_that_are_not_finite_are_refused():
     with pytest.raises(SnapfitError, match="NaN or infinity"):
         symmetric_roots(torch.full((3, 3), float("nan")))
-    with pytest.raises(SnapfitError, match="no calibration token"):
-        symmetric_roots(torch.zeros(3, 3))
+    nothing = torch.zeros(3, 3)
+    with pytest.raises(SnapfitError, match="NaN or infinity"):
+        whitened_basis(nothing * float("nan"), moment_NN=nothing, max_rank=2)
+
+
+@pytest.mark.parametrize(("rows", "cols"), SHAPES)
+@pytest.mark.parametrize("side", ["inputs", "gradients"])
+def test_what_nothing_reaches_or_nobody_feels_costs_nothing(rows, cols, side):
+    """A projection of zeros behind a matrix leaves it without gradient."""
+    torch.manual_seed(6)
+    weight = torch.randn(rows, cols, dtype=torch.float64)
+    c, g = moments(cols, 200, 8), moments(rows, 200, 9)
+    if side == "inputs":
+        c = torch.zeros_like(c)
+    else:
+        g = torch.zeros_like(g)
+    basis = whitened_basis(weight, moment_NN=c, fisher_MM=g, max_rank=5)
+    assert basis.discarded.tolist() == [0.0] * 6
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    expected = (u[:, :5] * s[:5]) @ vh[:5]
+    torch.testing.assert_close(basis.b_MR @ basis.a_RN, expected)
 
 
 def test_small_decompositions_give_the_threads_back():

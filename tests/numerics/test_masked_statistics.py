@@ -15,6 +15,7 @@ from snapfit.core.errors import SnapfitError
 from snapfit.nn.experts import unfuse_experts
 from snapfit.nn.labels import label_noise, sampled_labels
 from snapfit.nn.observe import Seen, counted
+from snapfit.nn.refit import observe_both
 
 SEED = 5
 
@@ -128,3 +129,31 @@ def test_rows_that_are_no_tokens_are_refused():
     call = Seen(module="layer.odd", source=0, x=torch.zeros(5, 3), y=torch.zeros(5, 2))
     with pytest.raises(SnapfitError, match=r"layer\.odd does not read one row a token"):
         counted([call], torch.ones(2, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe"])
+def test_only_tokens_that_count_are_compared(architecture, tmp_path):
+    """Attention looks back only: the first half of every window knows nothing of the rest."""
+    build(architecture, tmp_path / "model")
+    stream = stream_of(tmp_path / "model")
+    ids_BT = torch.randint(4, 60, (3, 24), generator=torch.Generator().manual_seed(1))
+    mask_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+    mask_BT[:2, :12] = True
+
+    def means(ids_BT, mask_BT):
+        dense_BTD = stream.embed(ids_BT)
+        with stream.layer(0) as layer:
+            linear = [n for n, m in layer.named_modules() if isinstance(m, nn.Linear)]
+            modules = [f"{stream.prefix(0)}.{name}" for name in linear]
+            other_BTD = 0.9 * dense_BTD
+            found = observe_both(
+                stream, 0, layer, dense_BTD, other_BTD, {}, modules, mask_BT=mask_BT
+            )
+        return {name: drift.means() for name, drift in found.items()}
+
+    masked, short = means(ids_BT, mask_BT), means(ids_BT[:2, :12], None)
+    assert {name.rpartition(".")[2] for name in masked} >= {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert masked.keys() == short.keys()
+    for name, pair in masked.items():
+        for one, other in zip(pair, short[name], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from snapfit.core.curve import NATS, Curve
+from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.space import Group, Matrix, Space
 from snapfit.methods._lowrank import comparable
 from snapfit.methods._stage import order_layer
@@ -64,6 +65,16 @@ def test_asvd(weight, inputs):
     torch.testing.assert_close(kept(ordered), truncated(weight * scale, RANK) / scale)
 
 
+def test_a_column_without_weight_is_kept_as_well_as_it_can_be():
+    weight = torch.outer(torch.arange(1.0, 10.0), torch.arange(1.0, 6.0)).double()
+    mean = torch.tensor([1.0, 0.0, 2.0, 1.0, 3.0])
+    ordered = load_method("asvd").order(group(rows=9, cols=5), weight, {"activation_mean": mean})
+    torch.testing.assert_close(kept(ordered, 1), weight)
+    stats = {"fisher_columns": mean, "fisher_rows": torch.ones(9)}
+    ordered = load_method("fwsvd").order(group(rows=9, cols=5), weight, stats)
+    torch.testing.assert_close(kept(ordered, 1), weight)
+
+
 @pytest.mark.parametrize("side", ["in", "out"])
 def test_fwsvd(side, weight, inputs, gradients):
     """The row sums of the Fisher information weigh the rows of x W, the paper's layout."""
@@ -105,6 +116,13 @@ def test_kfac(transpose, weight, inputs, gradients):
     delta = weight - expected
     assert ordered.curve.at(RANK) == pytest.approx(float(torch.trace(g @ delta @ c @ delta.T)) / 2)
     assert ordered.curve.unit == NATS
+
+
+@pytest.mark.parametrize(("name", "setting"), [("kfac", "damping"), ("asvd", "alpha")])
+def test_a_negative_setting_is_refused(name, setting):
+    assert load_method(name, {setting: "0"})
+    with pytest.raises(UsageError, match=f"{name}: {setting} must be at least 0, found -0.5"):
+        load_method(name, {setting: "-0.5"})
 
 
 def test_comparable_curves_are_fisher_weighted_output_errors(weight, inputs, gradients):
@@ -175,6 +193,13 @@ def test_asvd_by_stable_rank_is_the_published_order():
     assert ranks["flat"] < ranks["steep"]
 
 
+def test_a_matrix_of_zeros_is_the_least_sensitive(weight):
+    method, zeros = load_method("asvd", {"sensitivity": "stable-rank"}), torch.zeros(M, N)
+    other = method.summarise(group(), weight, {})["stable_rank"]
+    assert other == pytest.approx(float(weight.norm() / torch.linalg.svdvals(weight)[0]))
+    assert other < method.summarise(group(), zeros, {})["stable_rank"] == pytest.approx(M**0.5)
+
+
 def test_palu_groups_heads_and_shares_ranks_by_fisher_information():
     method = load_method("palu", {"heads": "2"})
     k = group("layer.k", 40, 64, role="k")
@@ -194,6 +219,9 @@ def test_palu_groups_heads_and_shares_ranks_by_fisher_information():
     assert ranks["layer.k#k:16-32"] == pytest.approx(3 * ranks["layer.k#k:0-16"])
     spent = sum(ranks[g.name] * (g.matrices[0].rows + 64) for g in space.groups)
     assert spent == pytest.approx(budget, rel=1e-6)
+    summaries["layer.k#k:0-16"] = {"fisher_root": 0.0}
+    ranks = method.allocate(request(list(space.groups), budget, summaries))
+    assert ranks["layer.k#k:0-16"] == 1, "nothing is left out altogether"
 
 
 def test_an_expert_without_tokens_takes_its_siblings_statistics():
@@ -208,3 +236,41 @@ def test_an_expert_without_tokens_takes_its_siblings_statistics():
     ordered, _ = order_layer(load_method("svd-llm"), groups, weights.__getitem__, stats)
     lost = (weights["e2.weight"] - kept(ordered["e2"]).float()).square().sum()
     assert float(ordered["e2"].curve.at(RANK)) == pytest.approx(3 * float(lost), rel=1e-4)
+
+
+def test_siblings_are_experts_of_the_same_role_and_size():
+    def expert(name, rows=M, cols=N, role="up"):
+        return group(name, rows, cols, role=role)
+
+    groups = [expert("a"), expert("b"), expert("c"), expert("d", 4), expert("e", role="gate")]
+    tokens = {"a": 0, "b": 5, "c": 9, "d": 7, "e": 7}
+    stats = {
+        name: {"tokens": torch.tensor(count), "activation_mean": torch.full((N,), float(count))}
+        for name, count in tokens.items()
+    }
+    made = torch.Generator().manual_seed(3)
+    weights = {
+        f"{g.name}.weight": torch.randn(g.matrices[0].rows, N, generator=made) for g in groups
+    }
+    method = load_method("asvd", {"sensitivity": "stable-rank"})
+    ordered, _ = order_layer(method, groups, weights.__getitem__, stats)
+    weight = weights["a.weight"].double()
+    expected = method.order(groups[0], weight, {"activation_mean": torch.full((N,), 7.0)})
+    torch.testing.assert_close(kept(ordered["a"]), kept(expected))
+    assert ordered["a"].curve.at(RANK) == pytest.approx(float(expected.curve.at(RANK)))
+    for name in ("b", "c"):
+        stats[name]["tokens"] = torch.tensor(0)
+    with pytest.raises(SnapfitError, match="no calibration token reached a or any expert like it"):
+        order_layer(method, groups, weights.__getitem__, stats)
+
+
+def test_a_block_of_rows_has_its_own_part_of_the_statistics(weight, inputs, gradients):
+    matrix = Matrix(name="w", axis="rank", rows=6, cols=N, start=4)
+    block = Group(name="w#k:4-10", kind="rank", matrices=(matrix,), full=6, role="k", layer=0)
+    moment, fisher = inputs.T @ inputs / 400, gradients.T @ gradients / 400
+    stats = {"tokens": torch.tensor(400), "second_moment": moment, "grad_second_moment": fisher}
+    method = load_method("kfac")
+    ordered, _ = order_layer(method, [block], {"w.weight": weight}.__getitem__, {"w": stats})
+    own = {"second_moment": moment, "grad_second_moment": fisher[4:10, 4:10]}
+    alone = method.order(group(rows=6), weight[4:10], own)
+    torch.testing.assert_close(kept(ordered[block.name], 3), kept(alone, 3))

@@ -258,6 +258,35 @@ def test_labels_follow_the_model_distribution():
     assert shares[3] == 0
 
 
+def test_a_label_without_probability_is_never_drawn():
+    probability_TV = torch.tensor([[0.0, 0.5, 0.0, 0.5]]).expand(3, 4)
+    uniform_T = torch.tensor([0.0, 0.5, 1 - 2**-24])
+    assert labels.sampled_labels(probability_TV, uniform_T).tolist() == [1, 3, 3]
+
+
+def test_a_backward_sweep_deletes_what_it_has_used(tmp_path):
+    build("llama", tmp_path / "model")
+    stream, folder, held = stream_of(tmp_path / "model"), tmp_path / "state", []
+
+    class Visitor:
+        def layer_started(self, index, shapes):
+            pass
+
+        def batch(self, index, seen):
+            pass
+
+        def layer_done(self, index):
+            held.append(sorted(path.stem for path in folder.iterdir()))
+
+    sweep.backward_sweep(stream, tokens_for().ids_BT, Visitor(), folder=folder, seed=0)
+    assert held == [
+        ["gradient_003", "hidden_000", "hidden_001", "hidden_002"],
+        ["gradient_002", "hidden_000", "hidden_001"],
+        ["gradient_001", "hidden_000"],
+    ]
+    assert [path.stem for path in folder.iterdir()] == ["gradient_000"]
+
+
 def test_micro_batches_hold_whole_sequences():
     assert micro_batches(5, 12) == [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert micro_batches(2, 100) == [slice(0, 1), slice(1, 2)]

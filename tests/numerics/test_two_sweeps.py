@@ -8,6 +8,8 @@ from streaming import build, stream_of, tokens_for
 
 from snapfit.calib import collect as module
 from snapfit.calib.collect import collect
+from snapfit.calib.store import layer_path
+from snapfit.nn import sweep
 
 NEEDS = ["taylor", "grad_mean_square", "activation_mean"]
 
@@ -71,6 +73,30 @@ def test_a_job_that_was_killed_goes_on_where_it_was(after, tmp_path, monkeypatch
     same(layers(whole), layers(again))
     assert len(swept) == 6 - after
     assert not (again.folder / "text").exists()
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_a_job_killed_between_a_layer_and_its_state_goes_on(index, tmp_path, monkeypatch):
+    """The layer of both sweeps is on disk, the gradient from which to go on is not yet."""
+    build("llama", tmp_path / "model")
+    stream, tokens = stream_of(tmp_path / "model"), tokens_for()
+    whole = collect(stream, tokens, NEEDS, tmp_path / "whole", revision="r")
+    killed = tmp_path / "killed"
+    save = sweep.save_tensors
+
+    def killing(path, *arguments):
+        if path == killed / "state" / f"gradient_{index:03d}.safetensors":
+            raise Killed
+        save(path, *arguments)
+
+    monkeypatch.setattr(sweep, "save_tensors", killing)
+    with pytest.raises(Killed):
+        collect(stream, tokens, NEEDS, killed, revision="r")
+    monkeypatch.setattr(sweep, "save_tensors", save)
+    assert layer_path(killed, index).exists()
+    again = collect(stream, tokens, NEEDS, killed, revision="r")
+    same(layers(whole), layers(again))
+    assert not (killed / "text").exists()
 
 
 def test_one_sweep_is_enough_without_sampled_labels(tmp_path):

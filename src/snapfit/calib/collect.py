@@ -78,7 +78,7 @@ def collect(
     if not _complete(folder, len(stream)):
         first, second = _sweeps(classes)
         for part, target in ((first, early), (second, folder)):
-            if part and not _complete(target, len(stream), folder):
+            if part and not _complete(target, len(stream)):
                 merged = early if first and target == folder else None
                 visitor = _Writer(target, Collector(part, modules, tokens.used), merged)
                 _sweep(stream, tokens, part, visitor, target / "state", seed, progress)
@@ -87,10 +87,9 @@ def collect(
     return result
 
 
-def _complete(folder: Path, depth: int, final: Path | None = None) -> bool:
-    """Whether every layer is in `folder`, or in `final`, into which it has been merged then."""
-    places = [folder, *([] if final is None else [final])]
-    return all(any(layer_path(p, index).exists() for p in places) for index in range(depth))
+def _complete(folder: Path, depth: int) -> bool:
+    """Whether every layer is in `folder`."""
+    return all(layer_path(folder, index).exists() for index in range(depth))
 
 
 _Classes = dict[str, type[Statistic]]
@@ -161,7 +160,8 @@ def _claim(folder: Path, meta: dict[str, Any]) -> None:
 class _Writer:
     """A visitor that writes each layer's statistics as soon as they are complete.
 
-    What an earlier sweep left in `merged` is added to the layer's, and deleted.
+    What an earlier sweep left in `merged` is added to the layer's. It stays there: a sweep that is
+    killed before its own state is on disk does the layer again.
     """
 
     def __init__(self, folder: Path, collector: Collector, merged: Path | None) -> None:
@@ -177,5 +177,3 @@ class _Writer:
             earlier = read_layer(self._merged, index)
             found = {name: {**earlier[name], **tensors} for name, tensors in found.items()}
         write_layer(self._folder, index, found, header)
-        if self._merged is not None:
-            layer_path(self._merged, index).unlink()

@@ -20,6 +20,10 @@ from snapfit.core.files import digest_files, digest_json
 _TERM = re.compile(r"(.+?)\*(\d+\.?\d*|\.\d+)(\+|$)")
 
 
+MAX_WEIGHT = 1e9
+"""Sums and products of weights stay finite."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One source of a mixture.
@@ -38,11 +42,12 @@ def parse_sources(spec: str) -> tuple[Part, ...]:
     """The sources of `spec`, in order; one of weight 1 where it is no mixture.
 
     Raises:
-        UsageError: a source of a mixture has no weight, or weight 0, or is named twice.
+        UsageError: a source of a mixture has no weight, weight 0 or too large a one, or is named
+            twice.
 
     """
     terms = list(_TERM.finditer(spec))
-    whole = not terms or Path(spec).exists() or terms[0].start() != 0
+    whole = not terms or is_there(Path(spec)) or terms[0].start() != 0
     if whole:
         return (Part(spec=spec, weight=1.0),)
     if terms[-1].end() != len(spec) or terms[-1].group(3):
@@ -53,9 +58,19 @@ def parse_sources(spec: str) -> tuple[Part, ...]:
     for part in parts:
         if part.weight <= 0:
             raise UsageError(f"the weight of {part.spec} must be above 0; leave it out instead")
+        if part.weight > MAX_WEIGHT:
+            raise UsageError(f"the weight of {part.spec} must be at most {MAX_WEIGHT:g}")
     if len({part.spec for part in parts}) < len(parts):
         raise UsageError(f"{spec!r} names a source twice; add up its weights")
     return parts
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file or folder has this name; a mixture can be longer than any name may be."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def shares(parts: tuple[Part, ...], windows: int) -> tuple[int, ...]:
@@ -113,7 +128,7 @@ def needs_tokenizer(spec: str, template: str) -> bool:
 
 def _content(spec: str) -> str:
     path = prompts_of(spec) or Path(spec)
-    if not path.is_file():
+    if not (is_there(path) and path.is_file()):
         return spec
     return f"{'self:' if is_self(spec) else ''}{digest_files([path])}"
 

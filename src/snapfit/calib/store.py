@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from snapfit.core.errors import CorruptFile
-from snapfit.core.files import read_json
+from snapfit.core.files import read_kept
 from snapfit.nn.tensorfile import open_tensors, save_tensors
 
 STABLE_TOKENS_AN_INPUT = 4
@@ -100,19 +101,22 @@ def find_statistics(
     root: Path, *, needs: Collection[str], modules: Collection[str]
 ) -> Statistics | None:
     """Complete statistics in a sub-folder of `root` that hold `needs` for `modules`, or more."""
-    for meta_path in sorted(root.glob("*/meta.json")):
-        meta = read_json(meta_path)
-        held = meta["modules"]
-        found = Statistics(
-            folder=meta_path.parent,
-            layers=meta["layers"],
-            tokens=meta["count"],
-            needs=frozenset(meta["needs"]),
-        )
+    for path in sorted(root.glob("*/meta.json")):
+        found, held = read_kept(path, partial(_described, path.parent))
         enough = found.needs >= set(needs) and (held is None or set(held) >= set(modules))
         if enough and all(layer_path(found.folder, i).exists() for i in range(found.layers)):
             return found
     return None
+
+
+def _described(folder: Path, meta: Mapping[str, Any]) -> tuple[Statistics, list[str] | None]:
+    found = Statistics(
+        folder=folder,
+        layers=int(meta["layers"]),
+        tokens=int(meta["count"]),
+        needs=frozenset(meta["needs"]),
+    )
+    return found, None if meta["modules"] is None else list(meta["modules"])
 
 
 @dataclass(frozen=True, kw_only=True)

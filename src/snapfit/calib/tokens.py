@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from snapfit.calib.mixture import mixing_order, parse_sources, shares
+from snapfit.calib.mixture import is_there, mixing_order, parse_sources, shares
 from snapfit.calib.sources import dataset, jsonl, self_generated, text
 from snapfit.calib.sources.self_generated import Written, is_self
 from snapfit.calib.sources.turns import THINKING
@@ -211,11 +211,12 @@ def _mixed(spec: str, found: list[Tokens], requested: int) -> Tokens:
 
 def _documents(spec: str, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
     path = Path(spec)
-    if path.is_dir():
+    found = is_there(path)
+    if found and path.is_dir():
         raise SnapfitError(f"{spec} is a folder; give a text or .jsonl file")
     looks_like_file = path.suffix in text.SUFFIXES | jsonl.SUFFIXES or spec.startswith((".", "/"))
-    if path.exists() or looks_like_file:
-        if not path.exists():
+    if found or looks_like_file:
+        if not found:
             raise SnapfitError(f"no such calibration file: {spec}")
         if path.suffix in jsonl.SUFFIXES:
             return jsonl.documents(path, tokenizer)
@@ -225,7 +226,7 @@ def _documents(spec: str, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
 
 def _limit(spec: str, count: int) -> int | None:
     """Files are read whole; of a data set, which may be endless, eight times what is needed."""
-    return None if Path(spec).exists() else 8 * count
+    return None if is_there(Path(spec)) else 8 * count
 
 
 def _tokenise(

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, ClassVar, cast, get_args
 
 from torch import Tensor
 
+from snapfit.core.combination import untouched
 from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.names import unknown_name
-from snapfit.core.schedule import Depth, Part, Schedule, untouched
+from snapfit.core.schedule import Depth, Part, Schedule
 from snapfit.core.space import Space
 from snapfit.nn.stream import LayerStream
 from snapfit.nn.sweep import Progress
@@ -111,7 +112,7 @@ class DepthBase:
         matrices = tuple(m for m in group.matrices if roles.get(m.name) in ROLES[part])
         if not matrices:
             raise SnapfitError(f"{space.model} has no {part} that can be removed alone")
-        return replace(depths, groups=(replace(group, matrices=matrices, steps=()),))
+        return replace(depths, groups=(replace(group, matrices=matrices, steps=(), role=part),))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from snapfit.core.errors import SnapfitError
-from snapfit.core.files import read_json, write_json
+from snapfit.core.files import read_kept, write_json
 from snapfit.nn.tensorfile import open_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -36,6 +36,27 @@ def pieces(ids_BT: Tensor, *, samples: int, length: int) -> Tensor:
     count = min(samples, len(cut_ST))
     places = [k * (len(cut_ST) - 1) // max(1, count - 1) for k in range(count)]
     return cut_ST[places]
+
+
+def scored_pieces(view: DepthView, *, samples: int, length: int) -> tuple[Tensor, Tensor | None]:
+    """Pieces of the calibration windows, and which of their tokens count; all when None.
+
+    Raises:
+        SnapfitError: no next token of them counts, so that there is no loss to compare.
+
+    """
+    ids_ST = pieces(view.ids_BT, samples=samples, length=length)
+    if view.mask_BT is None:
+        mask_ST, scored = None, ids_ST.shape[1] > 1
+    else:
+        mask_ST = pieces(view.mask_BT, samples=samples, length=length)
+        scored = bool(mask_ST[:, :-1].any())
+    if not scored:
+        raise SnapfitError(
+            f"no token that counts is predicted in {len(ids_ST)} x {ids_ST.shape[1]} calibration "
+            "tokens; take more of them (--set samples=N, --set length=N)"
+        )
+    return ids_ST, mask_ST
 
 
 @contextlib.contextmanager
@@ -95,7 +116,7 @@ def text_loss(
 ) -> float:
     """Mean loss, in nats, of the text's next tokens, from the last layer's output.
 
-    Only positions that count are scored; the last of a window has no next token.
+    Only positions that count, at least one, are scored; the last of a window has no next token.
 
     Raises:
         SnapfitError: the loss is not finite.
@@ -111,18 +132,23 @@ def text_loss(
                 losses_T = losses_T[mask_BT[row, :-1].to(stream.device)]
             total += float(losses_T.sum(dtype=torch.float64))
             count += losses_T.numel()
-    mean = total / max(1, count)
+    mean = total / count
     if not math.isfinite(mean):
         raise SnapfitError("the loss on the calibration tokens is not finite; the model is broken")
     return mean
 
 
 class Memo:
-    """Numbers that took long to measure, kept in a file that is written after every one."""
+    """Numbers that took long to measure, kept in a file that is written after every one.
+
+    Raises:
+        CorruptFile: the file is damaged; says which to delete.
+
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[str, float] = read_json(path) if path.exists() else {}
+        self._known = read_kept(path, _numbers) if path.exists() else {}
 
     def __call__(self, key: str, measure: Callable[[], float]) -> float:
         """The number of `key`, measured if it is not known."""
@@ -130,3 +156,7 @@ class Memo:
             self._known[key] = measure()
             write_json(self._path, self._known)
         return self._known[key]
+
+
+def _numbers(value: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(number) for key, number in value.items()}

@@ -83,7 +83,16 @@ def _seen(group: Group, groups: Sequence[Group], stats: LayerStats) -> Stats:
         for other in groups
         if other.role == group.role and other.full == group.full
     ]
-    siblings = [sibling for sibling in siblings if int(sibling["tokens"]) > 0]
+    return mean_of(group, [sibling for sibling in siblings if int(sibling["tokens"]) > 0])
+
+
+def mean_of(group: Group, siblings: Sequence[Stats]) -> Stats:
+    """The mean of each statistic of experts like `group`, which no token reached.
+
+    Raises:
+        SnapfitError: there is none.
+
+    """
     if not siblings:
         raise SnapfitError(
             f"no calibration token reached {group.name} or any expert like it; calibrate on more "

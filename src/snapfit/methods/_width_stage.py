@@ -13,7 +13,7 @@ from snapfit.core.curve import NATS, Curve
 from snapfit.core.errors import SnapfitError
 from snapfit.core.space import Group, Matrix
 from snapfit.methods._lowrank import COMPARABLE_NEEDS
-from snapfit.methods._stage import MODULE_PROXIES, LayerStats
+from snapfit.methods._stage import MODULE_PROXIES, LayerStats, mean_of
 from snapfit.methods._width import reader
 from snapfit.methods.base import Stats, WidthMethod
 from snapfit.nn.ordered import Ordered, OrderedStore
@@ -151,19 +151,10 @@ def _seen(group: Group, groups: Sequence[Group], stats: LayerStats) -> Mapping[s
         == (group.kind, group.full, len(group.matrices))
         and all(int(stats[matrix.name]["tokens"]) > 0 for matrix in other.matrices)
     ]
-    if not siblings:
-        raise SnapfitError(
-            f"no calibration token reached {group.name} or any expert like it; calibrate on more "
-            "tokens (--calib-tokens)"
-        )
     return {
-        matrix.name: _mean([stats[other.matrices[place].name] for other in siblings])
+        matrix.name: mean_of(group, [stats[other.matrices[place].name] for other in siblings])
         for place, matrix in enumerate(group.matrices)
     }
-
-
-def _mean(stats: Sequence[Stats]) -> Stats:
-    return {name: torch.stack([one[name].double() for one in stats]).mean(0) for name in stats[0]}
 
 
 def _proxies(

@@ -46,6 +46,8 @@ class Compressor(LowRank):
     unit = "scaled weight error"
 
     def __post_init__(self) -> None:
+        if self.alpha < 0:
+            raise UsageError(f"asvd: alpha must be at least 0, found {self.alpha}")
         if self.sensitivity not in {"stable-rank", "perplexity"}:
             raise UsageError(
                 f"asvd: sensitivity {self.sensitivity!r} is not 'stable-rank' or 'perplexity'"
@@ -65,6 +67,8 @@ class Compressor(LowRank):
         """Square root of the stable rank, ||W||_F / ||W||_2, as in the authors' release."""
         weight_MN = finite_weight(group, weight_MN)
         spectral = torch.linalg.matrix_norm(weight_MN, ord=2)
+        if spectral == 0:  # has nothing to lose: as little sensitive as a matrix can be
+            return {"stable_rank": group.full**0.5}
         return {"stable_rank": float(weight_MN.norm() / spectral)}
 
     def allocate(self, request: Allocation) -> Mapping[str, float]:

@@ -129,7 +129,6 @@ class WidthMethod(Method, Protocol):
 
 
 @runtime_checkable
-@runtime_checkable
 class DepthMethod(Method, Protocol):
     """A compressor that removes or merges layers."""
 

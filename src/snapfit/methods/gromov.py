@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from snapfit.core.schedule import Depth, Schedule, untouched
+from snapfit.core.combination import untouched
+from snapfit.core.schedule import Depth, Schedule
 from snapfit.methods._depth import DepthBase, DepthView
 from snapfit.methods._passes import observe
 

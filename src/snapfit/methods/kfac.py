@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from snapfit.core.curve import NATS
+from snapfit.core.errors import UsageError
 from snapfit.core.objectives import choose
 from snapfit.core.space import Group
 from snapfit.methods._lowrank import LowRank, finite_weight, to_ordered
@@ -37,6 +38,10 @@ class Compressor(LowRank):
 
     needs = frozenset({"second_moment", "grad_second_moment"})
     unit = NATS
+
+    def __post_init__(self) -> None:
+        if self.damping < 0:
+            raise UsageError(f"kfac: damping must be at least 0, found {self.damping}")
 
     def order(self, group: Group, weight_MN: Tensor, stats: Stats) -> Ordered:
         """Components by the loss that they save, largest first."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from snapfit.core.combination import Combination, collapse, is_untouched, untouched
 from snapfit.core.errors import UsageError
 from snapfit.core.files import digest_json
-from snapfit.core.schedule import Depth, Mix, Schedule, collapse, is_untouched, untouched
+from snapfit.core.schedule import Depth, Schedule
 from snapfit.methods._depth import DepthBase, DepthView, positive
 from snapfit.methods._passes import Memo, pieces
 from snapfit.nn.sweep import Progress, no_progress
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 LEAST_COSINE = 0.0
 """Lowest threshold that is relaxed to: below it nothing of the final hidden states is left."""
 
-Similarity = Callable[[tuple[Mix, ...], int], float]
+Similarity = Callable[[tuple[Combination, ...], int], float]
 """(layers, position): cosine of the final hidden states after merging there."""
 
 
@@ -116,7 +117,7 @@ class Compressor(DepthBase):
                 threshold = max(LEAST_COSINE, round(threshold - self.relax, 9))
         return Schedule(full=full, sizes=sizes, losses=losses, unit=self.unit, notes=notes)
 
-    def _top(self, layers: tuple[Mix, ...], full: int) -> int:
+    def _top(self, layers: tuple[Combination, ...], full: int) -> int:
         """The highest position at which a merge still begins."""
         return (self.highest or full) - (full - len(layers)) - self.merge
 
@@ -129,17 +130,17 @@ class _Probe:
         self._ids_BT = pieces(view.ids_BT, samples=settings.samples, length=settings.length)
         self._memo = Memo(view.folder / "cosines.json")
         self._dense: Sequence[nn.Module] = ()
-        self._layers: tuple[Mix, ...] = ()
+        self._layers: tuple[Combination, ...] = ()
         self._inputs: list[Tensor] = []
-        self._merged: dict[Mix, nn.Module] = {}
+        self._merged: dict[Combination, nn.Module] = {}
         self._original_BTD = torch.empty(0)
 
-    def __call__(self, layers: tuple[Mix, ...], position: int) -> float:
+    def __call__(self, layers: tuple[Combination, ...], position: int) -> float:
         key = digest_json([layers, position, self._merge])
         return self._memo(key, lambda: self._measure(layers, position))
 
     @torch.no_grad()
-    def _measure(self, layers: tuple[Mix, ...], position: int) -> float:
+    def _measure(self, layers: tuple[Combination, ...], position: int) -> float:
         if not self._dense:
             self._dense = self._view.dense()
             self._inputs = [self._view.stream.embed(self._ids_BT)]
@@ -159,7 +160,7 @@ class _Probe:
             ).mean()
         )
 
-    def _move(self, layers: tuple[Mix, ...]) -> None:
+    def _move(self, layers: tuple[Combination, ...]) -> None:
         """Make `self._inputs` the inputs of `layers`, and the output of the last."""
         if layers == self._layers:
             return
@@ -174,7 +175,7 @@ class _Probe:
         self._merged = {mix: module for mix, module in self._merged.items() if mix in layers}
         self._layers = layers
 
-    def _run(self, mix: Mix, hidden_BTD: Tensor) -> Tensor:
+    def _run(self, mix: Combination, hidden_BTD: Tensor) -> Tensor:
         base = mix[0][0]
         if is_untouched(mix):
             layer = self._dense[base]
@@ -194,7 +195,7 @@ class _Probe:
 
 
 @torch.no_grad()
-def merged_layer(layers: Sequence[nn.Module], mix: Mix) -> nn.Module:
+def merged_layer(layers: Sequence[nn.Module], mix: Combination) -> nn.Module:
     """A copy of the base layer with every parameter the combination that `mix` says."""
     merged = copy.deepcopy(layers[mix[0][0]])
     for name, parameter in merged.named_parameters():

@@ -69,6 +69,8 @@ class Compressor(Width):
                 )
         if min(self.skip_first, self.skip_last) < 0:
             raise UsageError("llm-pruner: skip_first and skip_last must be at least 0")
+        if abs(self.seed) >> 62:
+            raise UsageError(f"llm-pruner: seed must have at most 62 bits, found {self.seed}")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from snapfit.core.curve import NATS
 from snapfit.core.schedule import Schedule
 from snapfit.methods._depth import DepthView, PartBase, one_shot, part_of, positive
-from snapfit.methods._passes import Memo, pieces, silenced, text_loss
+from snapfit.methods._passes import Memo, scored_pieces, silenced, text_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,10 +64,10 @@ class _Probe:
     """Loss without one layer; layers are asked for from the first to the last."""
 
     def __init__(self, settings: Compressor, view: DepthView) -> None:
-        sizes = {"samples": settings.samples, "length": settings.length}
         self._view, self._part = view, part_of(settings)
-        self._ids_BT = pieces(view.ids_BT, **sizes)
-        self._mask_BT = None if view.mask_BT is None else pieces(view.mask_BT, **sizes)
+        self._ids_BT, self._mask_BT = scored_pieces(
+            view, samples=settings.samples, length=settings.length
+        )
         self._memo = Memo(view.folder / "losses.json")
         self._layers: Sequence[nn.Module] = ()
         self._input_BTD = torch.empty(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -39,6 +40,8 @@ def load_method(name: str, settings: Mapping[str, str] | None = None) -> Method:
             values[key] = convert(text)
         except ValueError as error:
             raise UsageError(f"{name}: {key} cannot be {text!r}") from error
+        if isinstance(values[key], float) and not math.isfinite(values[key]):
+            raise UsageError(f"{name}: {key} must be finite, found {text!r}")
     return cast("Method", kind(**values))
 
 

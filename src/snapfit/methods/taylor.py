@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snapfit.core.schedule import Schedule
 from snapfit.methods._depth import DepthView, GuardedBase, one_shot, part_of, positive
-from snapfit.methods._passes import pieces
+from snapfit.methods._passes import scored_pieces
 from snapfit.nn.labels import head_gradient
 from snapfit.nn.stream import micro_batches
 
@@ -44,9 +44,7 @@ class Compressor(GuardedBase):
         """Remove the layers of the smallest first-order terms first."""
         part, stream = part_of(self), view.stream
         view.names(part)
-        sizes = {"samples": self.samples, "length": self.length}
-        ids_BT = pieces(view.ids_BT, **sizes)
-        mask_BT = None if view.mask_BT is None else pieces(view.mask_BT, **sizes)
+        ids_BT, mask_BT = scored_pieces(view, samples=self.samples, length=self.length)
         inputs = [stream.embed(ids_BT)]
         for index in range(len(stream)):
             with stream.layer(index) as layer:
@@ -58,7 +56,7 @@ class Compressor(GuardedBase):
         if mask_BT is not None:
             gradient_BTD[~mask_BT] = 0
         labelled_BT = torch.ones_like(ids_BT[:, :-1]) if mask_BT is None else mask_BT[:, :-1]
-        gradient_BTD /= labelled_BT.sum().clamp_min(1)
+        gradient_BTD /= labelled_BT.sum()
         scores = []
         for index in reversed(range(len(stream))):
             with stream.layer(index) as layer:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,25 +52,15 @@ class Basis:
     discarded: Tensor
 
 
-def symmetric_roots(matrix_KK: Tensor, *, damping: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Square root and pseudo-inverse square root of a symmetric positive matrix, in float64.
-
-    Args:
-        matrix_KK: symmetric, (K, K).
-        damping: adds this share of the mean eigenvalue to the diagonal.
+def symmetric_roots(matrix_KK: Tensor) -> tuple[Tensor, Tensor]:
+    """Square root and pseudo-inverse square root of a symmetric positive (K, K), in float64.
 
     Raises:
-        SnapfitError: the matrix holds NaN or infinity, or has no energy at all.
+        SnapfitError: the matrix holds NaN or infinity.
 
     """
-    values_K, vectors_KK = _eigh(damped(matrix_KK, damping))
-    top = float(values_K.max())
-    if top <= 0:
-        raise SnapfitError(
-            "a statistics matrix is zero: no calibration token reached the layer; "
-            "calibrate on more or other text"
-        )
-    kept_K = values_K > top * NULL_ENERGY
+    values_K, vectors_KK = _eigh(matrix_KK.double())
+    kept_K = values_K > values_K.max().clamp_min(0) * NULL_ENERGY
     roots_K = torch.where(kept_K, values_K.clamp_min(0).sqrt(), torch.zeros_like(values_K))
     inverse_K = torch.where(kept_K, 1 / roots_K.clamp_min(1e-300), torch.zeros_like(values_K))
     return (vectors_KK * roots_K) @ vectors_KK.T, (vectors_KK * inverse_K) @ vectors_KK.T
@@ -94,6 +84,8 @@ def whitened_basis(
 ) -> Basis:
     """Optimal ordered basis of `weight_MN` under input moments C and output-gradient moments G.
 
+    Where C or G is zero, every basis loses nothing, and that of the bare weight is taken.
+
     Args:
         weight_MN: the weight, (out, in).
         moment_NN: C, (in, in) or the diagonal (in,); the identity when None.
@@ -104,6 +96,10 @@ def whitened_basis(
         SnapfitError: NaN or infinity in the inputs.
 
     """
+    if any(moments is not None and not moments.any() for moments in (moment_NN, fisher_MM)):
+        # Nothing comes in, or what comes out is not felt: behind a projection of zeros, say.
+        basis = whitened_basis(weight_MN, max_rank=max_rank)
+        return replace(basis, discarded=torch.zeros_like(basis.discarded))
     weight_MN = weight_MN.double()
     rows, cols = weight_MN.shape
     if rows <= cols:

@@ -6,20 +6,21 @@ groups' scalars. Planning reads only the curves; slicing reads only the prefixes
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from snapfit.core.curve import Curve
 from snapfit.core.errors import CorruptFile
-from snapfit.core.files import atomic_path
+from snapfit.nn.tensorfile import open_tensors, save_tensors
 
 FACTORS = ("a", "b")
 """Tensors that are weights, and so are stored in the model's dtype."""
@@ -65,18 +66,21 @@ class OrderedStore:
         summaries: Mapping[str, Mapping[str, float]],
         dtype: torch.dtype,
     ) -> None:
-        """Write one layer; factors in `dtype`, all else as it is."""
+        """Write one layer; factors in `dtype`, all else as it is.
+
+        Raises:
+            SnapfitError: the disk is full or the folder cannot be written.
+
+        """
         tensors: dict[str, Tensor] = {}
         header: dict[str, object] = {}
         for name, item in ordered.items():
             for key, tensor in item.tensors.items():
-                factor = key in FACTORS
-                tensors[f"{name}/{key}"] = (tensor.to(dtype) if factor else tensor).contiguous()
+                tensors[f"{name}/{key}"] = tensor.to(dtype) if key in FACTORS else tensor
             tensors[f"{name}/sizes"] = torch.from_numpy(np.array(item.curve.sizes))
             tensors[f"{name}/losses"] = torch.from_numpy(np.array(item.curve.losses))
             header[name] = {"unit": item.curve.unit, "summary": dict(summaries[name])}
-        with atomic_path(self._path(layer)) as temporary:
-            save_file(tensors, temporary, metadata={"groups": json.dumps(header)})
+        save_tensors(self._path(layer), tensors, {"groups": json.dumps(header)})
 
     def read(self, layer: int) -> OrderedLayer:
         """Curves and scalars of one layer, without its factors.
@@ -95,9 +99,8 @@ class OrderedStore:
                 )
                 for name, entry in header.items()
             }
-        return OrderedLayer(
-            curves=curves, summaries={name: entry["summary"] for name, entry in header.items()}
-        )
+            summaries = {name: entry["summary"] for name, entry in header.items()}
+        return OrderedLayer(curves=curves, summaries=summaries)
 
     def factors(self, layer: int, group: str, rank: int) -> tuple[Tensor, Tensor]:
         """The factor pair of `rank`: a (rank, in) and b (out, rank), read from disk.
@@ -126,9 +129,11 @@ class OrderedStore:
     def _path(self, layer: int) -> Path:
         return self.folder / f"layer_{layer:03d}.safetensors"
 
-    def _open(self, layer: int) -> safe_open:
+    @contextlib.contextmanager
+    def _open(self, layer: int) -> Iterator[Any]:
         path = self._path(layer)
-        try:
-            return safe_open(path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise CorruptFile(f"{path} is damaged ({error}); delete it and rerun") from error
+        with open_tensors(path) as file:
+            try:
+                yield file
+            except (AttributeError, KeyError, SafetensorError, TypeError, ValueError) as error:
+                raise CorruptFile(f"{path} is damaged ({error!r}); delete it and rerun") from error

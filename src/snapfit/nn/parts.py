@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+CACHES = ("past_key_values", "cache", "layer_past")
+"""Names under which a decoder layer hands its attention the cache: transformers' before 5.24, since
+then, and GPT-NeoX's."""
+
 
 class AbsentPart(nn.Module):
     """What remains of an MLP or an expert that was removed: zeros.
@@ -61,12 +65,13 @@ class AbsentAttention(AbsentPart):
         self.layer_idx = layer_idx
 
     def forward(  # type: ignore[override]
-        self, hidden_states: Tensor, *_: Any, past_key_values: Any = None, **__: Any
+        self, hidden_states: Tensor, *_: Any, **named: Any
     ) -> tuple[Tensor, None]:
         """(B, T, D) -> zeros (B, T, D), and no attention weights."""
-        if past_key_values is not None:
+        cache = next((named[name] for name in CACHES if named.get(name) is not None), None)
+        if cache is not None:
             zeros_B1T1 = hidden_states.new_zeros(*_token_shape(hidden_states))
-            past_key_values.update(zeros_B1T1, zeros_B1T1, self.layer_idx)
+            cache.update(zeros_B1T1, zeros_B1T1, self.layer_idx)
         return torch.zeros_like(hidden_states), None
 
 

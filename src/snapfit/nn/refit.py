@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from snapfit.core.errors import SnapfitError
 from snapfit.nn.linalg import damped, whitened_basis
-from snapfit.nn.observe import LinearObserver, Seen
+from snapfit.nn.observe import LinearObserver, Seen, counted
 from snapfit.nn.stream import LayerStream, micro_batches
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ def observe_both(
     compressed_BTD: Tensor,
     weights: Mapping[str, Tensor],
     modules: Collection[str],
+    *,
+    mask_BT: Tensor | None = None,
 ) -> dict[str, Drift]:
     """Run a layer dense and compressed, side by side, and compare what `modules` read.
 
@@ -123,6 +125,7 @@ def observe_both(
         compressed_BTD: its input in the compressed model; not changed.
         weights: those that the compressed layer has in place of its own, as for `with_weights`.
         modules: qualified names of the linear layers of interest.
+        mask_BT: tokens that are compared; all when None.
 
     Raises:
         SnapfitError: an output is not finite.
@@ -141,7 +144,12 @@ def observe_both(
                 )
             compressed = observer.take()
             stream.require_finite(output_bTD, index, "output", layer)
-            paired.add(dense, compressed, tokens=dense_bTD.shape[0] * dense_bTD.shape[1])
+            tokens = dense_bTD.shape[:2].numel()
+            if mask_BT is not None:
+                tokens = int(mask_BT[rows].sum())
+                dense, compressed = (counted(seen, mask_BT[rows]) for seen in (dense, compressed))
+            if tokens:
+                paired.add(dense, compressed, tokens=tokens)
             # Last: what was seen may be a view of these very rows.
             dense_BTD[rows] = output_bTD.cpu()
             del dense, compressed, output_bTD

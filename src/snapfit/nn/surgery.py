@@ -43,11 +43,6 @@ def reshape(model: nn.Module, structure: Structure) -> None:
         replace_module(model, name, new)
 
 
-def factor_modules(model: nn.Module, layouts: dict[str, ModuleLayout]) -> None:
-    """Replace linear layers by empty ones of the given layouts, in place; see `reshape`."""
-    reshape(model, Structure(modules=layouts))
-
-
 def _changed(name: str, old: nn.Module, layout: ModuleLayout) -> nn.Module:
     """An empty layer of `layout` in the place of `old`; device and dtype are its own."""
     if not isinstance(old, nn.Linear):

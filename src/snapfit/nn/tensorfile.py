@@ -50,5 +50,6 @@ def open_tensors(path: Path) -> safe_open:
         raise SnapfitError(f"no such file: {path}") from error
     except (SafetensorError, OSError) as error:
         raise CorruptFile(
-            f"{path} is not a readable safetensors file ({error}); delete it"
+            f"{path} is not a readable safetensors file ({error}); copy it again, or delete it "
+            "and rerun what wrote it"
         ) from error

@@ -77,20 +77,55 @@ def row_text(row: Mapping[str, Any], where: str, tokenizer: PreTrainedTokenizerB
     return "\n".join(parts)
 
 
+def checked_messages(messages: list[Any], where: str) -> list[dict[str, Any]]:
+    """The messages of a conversation.
+
+    Raises:
+        SnapfitError: one has no role or no text.
+
+    """
+    for message in messages:
+        fields = [message.get(k) for k in ("role", "content")] if isinstance(message, dict) else []
+        if not fields or not all(isinstance(field, str) for field in fields):
+            raise SnapfitError(f"{where}: a message must have 'role' and a text 'content'")
+    return messages
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    where: str,
+    **switches: Any,
+) -> str:
+    """The conversation as the chat template writes it; `switches` go to the template.
+
+    Raises:
+        SnapfitError: the template fails, or refuses the conversation.
+
+    """
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **switches))
+    except Exception as error:  # templates are programs, and raise what they like
+        raise SnapfitError(f"{where}: the model's chat template fails: {error}") from error
+
+
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise CorruptFile(f"{path}:{number}: not JSON ({error.msg})") from error
+        if "\\ud" in line.lower():  # half of a surrogate pair, which no tokenizer takes
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise CorruptFile(f"{path}:{number}: a text holds half of a surrogate pair") from error
+    except (ValueError, RecursionError) as error:  # a number or a nesting without end too
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise CorruptFile(f"{path}:{number}: not JSON ({reason})") from error
     if not isinstance(row, dict):
         raise CorruptFile(f"{path}:{number}: expected an object, found {type(row).__name__}")
     return row
 
 
 def _chat(messages: list[Any], where: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise SnapfitError(f"{where}: a message must have 'role' and a text 'content'")
+    checked = checked_messages(messages, where)
     if tokenizer.chat_template:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    return "\n".join(message["content"] for message in messages)
+        return rendered(tokenizer, checked, where)
+    return "\n".join(message["content"] for message in checked)

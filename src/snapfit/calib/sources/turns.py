@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from snapfit.calib.sources.jsonl import rows
+from snapfit.calib.sources.jsonl import checked_messages, rendered, rows
 from snapfit.core.errors import SnapfitError
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ def make_script(
         context: tokens of a window.
 
     Raises:
-        SnapfitError: no chat template, a row without a question, or questions that leave no room.
+        SnapfitError: no chat template or one that fails, a row without a question, or questions
+            that leave no room.
         CorruptFile: the file is not JSONL.
 
     """
@@ -159,8 +160,12 @@ def make_script(
     opening: tuple[int, ...] = () if start is None else (start,)
     before, after = opening, _NOTHING
     if template:
-        text = _rendered(tokenizer, [{"role": "user", "content": _CONTENT}])
+        text = _rendered(
+            tokenizer, [{"role": "user", "content": _CONTENT}], f"--calib-template {THINKING}"
+        )
         parts = text.rpartition(_CONTENT)
+        if not parts[1]:
+            raise SnapfitError("the model's chat template leaves out what the user says")
         before = _encode(tokenizer, parts[0]) or opening
         after = _encode(tokenizer, parts[2])
     script = Script(
@@ -172,7 +177,7 @@ def make_script(
     for where, row in rows(prompts):
         messages = _messages(row, where)
         if template:
-            asked.append(_encode(tokenizer, _rendered(tokenizer, messages)))
+            asked.append(_encode(tokenizer, _rendered(tokenizer, messages, where)))
         else:
             text = "\n".join(str(message["content"]) for message in messages)
             asked.append((*opening, *_encode(tokenizer, text)))
@@ -196,10 +201,8 @@ def _messages(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     """The conversation up to the last thing that the user says."""
     messages = row.get("messages")
     if isinstance(messages, list):
-        for message in messages:
-            if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-                raise SnapfitError(f"{where}: a message must have 'role' and a text 'content'")
-        while messages and messages[-1].get("role") == "assistant":
+        messages = checked_messages(messages, where)
+        while messages and messages[-1]["role"] == "assistant":
             messages = messages[:-1]
         if messages:
             return messages
@@ -212,12 +215,10 @@ def _messages(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     )
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **_SWITCHES
-        )
-    )
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], where: str
+) -> str:
+    return rendered(tokenizer, messages, where, add_generation_prompt=True, **_SWITCHES)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

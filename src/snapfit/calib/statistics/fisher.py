@@ -1,4 +1,4 @@
-"""tr F (scalar): Σ over sequences of the squared norm of dL/dW; GAC's and PaLU's `fisher`.
+"""tr F (scalar): Σ over sequences of the squared norm of dL/dW; GAC's `fisher` proxy.
 
 ‖gᵀx‖² = Σ_st (g_s · g_t)(x_s · x_t), so with few tokens the gradient itself is never formed.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Accumulator:
-    """Importance of a matrix by its Fisher information (PaLU, arXiv 2407.21118)."""
+    """Importance of a matrix by its Fisher information, here with sampled labels."""
 
     gradients = True
     shared = False
