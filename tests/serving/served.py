@@ -12,7 +12,8 @@ from structures import Case, case, resized
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from snapfit.core.schedule import Depth, Schedule, untouched
+from snapfit.core.combination import untouched
+from snapfit.core.schedule import Depth, Schedule
 from snapfit.core.space import Group
 
 HEAD_DIM = 32

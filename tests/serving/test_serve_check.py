@@ -1,28 +1,28 @@
-"""`snapfit serve-check`: what it compares, how it times, what it says."""
+"""`snapfit serve-check`: what it asks of engines, what it refuses, what it says."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from served import factors, odd, plain, rough
-from torch import Tensor
 
 import snapfit
 from snapfit.cli.app import run
 from snapfit.cli.serve_check import serve_check_text
-from snapfit.core.errors import SnapfitError, UsageError
-from snapfit.core.workload import Phase, Workload
-from snapfit.evals.serving import PROMPTS, TOKENS, Divergence, compare
-from snapfit.evals.serving_engines import TransformersEngine, VllmEngine, engine_settings
-from snapfit.evals.serving_time import PhaseTime, measure, summary, total_ratios
+from snapfit.core.errors import CorruptFile, SnapfitError, UsageError
+from snapfit.core.files import write_json
+from snapfit.core.plan import Plan
+from snapfit.evals.serving import PROMPTS, TOKENS, compare
+from snapfit.evals.serving_engines import TransformersEngine, VllmEngine
+from snapfit.evals.vllm_start import engine_settings
 from snapfit.pipeline.serve_check import Settings, serve_check
+from snapfit.pipeline.serve_request import workload_for
 
 
 @pytest.fixture(scope="module")
@@ -33,46 +33,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return given.save(folder / "small", factors=tuple(factors(given))), folder / "dense"
 
 
-def next_is(successor: Callable[[int], int], runner_up: float = 0.0) -> Callable[[Tensor], Tensor]:
-    """Logits of a model that prefers `successor(token)`, and likes 0 nearly as much."""
-
-    def logits(ids_T: Tensor) -> Tensor:
-        logits_TV = torch.zeros(len(ids_T), 20)
-        logits_TV[:, 0] = runner_up
-        for row, token in enumerate(ids_T.tolist()):
-            logits_TV[row, successor(token)] = 1.0
-        return logits_TV
-
-    return logits
-
-
-def test_equal_tokens_hold() -> None:
-    parity = compare(next_is(lambda t: t + 1), [(3,), (5, 6)], [(4, 5, 6), (7, 8, 9)], 1e-3)
-    assert parity.equal == parity.prompts == 2
-    assert parity.holds
-
-
-def test_the_first_difference_counts_and_ties_are_forgiven() -> None:
-    found = [(4, 5), (4, 0, 9)]  # the second goes its own way after 4
-    near = compare(next_is(lambda t: t + 1, runner_up=0.9995), [(3,), (3,)], found, 1e-3)
-    assert near.divergences == (
-        Divergence(prompt=1, position=1, expected=5, found=0, gap=pytest.approx(0.0005, abs=1e-6)),
-    )
-    assert near.holds
-    far = compare(next_is(lambda t: t + 1, runner_up=0.5), [(3,), (3,)], found, 1e-3)
-    assert not far.holds
-    assert far.wrong[0].gap == pytest.approx(0.5)
-
-
-def test_a_reference_that_is_not_finite_is_no_tie() -> None:
-    def broken(ids_T: Tensor) -> Tensor:
-        return torch.full((len(ids_T), 20), torch.nan)
-
-    parity = compare(broken, [(3,)], [(4, 5)], 1e-3)
-    assert not parity.holds
-    assert (
-        json.loads(json.dumps(parity.to_json(), allow_nan=False))["divergences"][0]["gap"] is None
-    )
+def planned(model: str, **predicted: Any) -> dict[str, Any]:
+    """A plan of that model, as it is on disk."""
+    return Plan(
+        model=model,
+        revision="1",
+        architecture="llama",
+        method="kfac",
+        objective="curve",
+        sizes={"model.layers.0.mlp.up_proj": 8},
+        budget={},
+        predicted=predicted,
+    ).to_json()
 
 
 def test_another_model_is_found_out(folders: tuple[Path, Path]) -> None:
@@ -82,43 +54,6 @@ def test_another_model_is_found_out(folders: tuple[Path, Path]) -> None:
     assert compare(ours.logits, prompts, ours.answers(prompts, 16), 1e-3).holds
     theirs = TransformersEngine(snapfit.load(dense)).answers(prompts, 16)
     assert not compare(ours.logits, prompts, theirs, 1e-3).holds
-
-
-class Clock:
-    """An engine that takes known times and remembers when it was asked."""
-
-    def __init__(self, log: list[str], name: str, seconds: list[float]) -> None:
-        self.log, self.name, self.seconds = log, name, seconds
-
-    def prefill_seconds(self, batch: int, tokens: int) -> float:
-        self.log.append(f"{self.name}:{batch}x{tokens}")
-        return self.seconds.pop(0)
-
-    def step_seconds(self, batch: int, tokens: int, steps: int) -> float:
-        return self.prefill_seconds(batch, tokens) / 10
-
-
-def test_runs_are_paired_alternate_and_the_first_is_left_out() -> None:
-    log: list[str] = []
-    ours = Clock(log, "a", [9.0, 1.0, 2.0, 3.0])
-    theirs = Clock(log, "b", [9.0, 2.0, 2.0, 4.0])
-    (time,) = measure(Workload.parse("prefill:2x8"), ours, theirs, pairs=3)
-    assert log == ["b:2x8", "a:2x8", "a:2x8", "b:2x8", "b:2x8", "a:2x8", "a:2x8", "b:2x8"]
-    assert time.seconds == (1.0, 2.0, 3.0)
-    assert time.ratios == (0.5, 1.0, 0.75)
-    assert summary(time.ratios) == {"median": 0.75, "lowest": 0.5, "highest": 1.0, "n": 3}
-    assert time.tokens_per_second == 16 / 2.0
-
-
-def test_a_workload_is_the_weighted_sum_of_its_phases() -> None:
-    workload = Workload.parse("prefill:1x4,decode:1x4*30")
-    ours = Clock([], "a", [9.0, 1.0, 9.0, 1.0])
-    theirs = Clock([], "b", [9.0, 2.0, 9.0, 1.0])
-    times = measure(workload, ours, theirs, pairs=1)
-    assert times[1].seconds == (0.1,)
-    assert total_ratios(times) == ((1 + 30 * 0.1) / (2 + 30 * 0.1),)
-    alone = PhaseTime(phase=Phase(kind="prefill", batch=1, tokens=4), seconds=(1.0,))
-    assert total_ratios([alone]) == ()
 
 
 def test_transformers_beside_the_dense_model(folders: tuple[Path, Path]) -> None:
@@ -172,6 +107,18 @@ def test_what_the_plan_predicts_is_shown_as_predicted(folders: tuple[Path, Path]
     assert "  for prefill:1x16 on a100_sxm" in lines
 
 
+@pytest.mark.parametrize("wrong", [{"share": "fast"}, {"spread": "x"}, {"workload": 8}])
+def test_a_prediction_written_by_a_stranger_is_checked(
+    wrong: dict[str, Any], tmp_path: Path
+) -> None:
+    known = {"share": 0.8, "spread": 0.05, "workload": "prefill:1x16", "device": "x", **wrong}
+    (tmp_path / "config.json").write_text('{"dtype": "float32"}')
+    plan = planned("base", **{f"latency.{key}": value for key, value in known.items()})
+    write_json(tmp_path / "plan.json", plan)
+    with pytest.raises(CorruptFile, match=r"plan\.json predicts a time that is malformed"):
+        serve_check(tmp_path, Settings(engine="transformers"))
+
+
 def test_a_target_predicts_both_models(folders: tuple[Path, Path]) -> None:
     for module in ("aiconfigurator_core", "pyarrow"):
         pytest.importorskip(module, reason="the extra 'hardware' is not installed")
@@ -208,6 +155,56 @@ def test_what_vllm_cannot_hold_of_standalone_is_refused(tmp_path: Path) -> None:
         engine_settings(folder, trust_remote_code=True)
 
 
+def test_models_have_the_names_that_they_have_everywhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["serve-check", "embedded", "--engine", "transformers", "--against", "embedded"]
+    assert run([*arguments, "--pairs", "0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model"], found["against"]) == ("embedded", "embedded")
+    assert found["weight_bytes"]["compressed"] == found["weight_bytes"]["dense"] > 1e6
+
+
+def test_the_dense_model_is_the_plans(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    small = shutil.copytree(folders[0], tmp_path / "small")
+    for name, expected in (("embedded", "embedded"), (str(folders[1]),) * 2, ("an/other", None)):
+        write_json(small / "plan.json", planned(name))
+        assert serve_check(small, Settings(engine="transformers", pairs=0)).against == expected
+
+
+def test_a_folder_without_a_configuration_is_found_out_first(
+    tmp_path: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snapfit.pipeline.serve_check.load", None)  # takes long for large models
+    with pytest.raises(SnapfitError, match=r"has no config\.json"):
+        serve_check(folders[0], Settings(against=tmp_path))
+    with pytest.raises(SnapfitError, match="no such file"):
+        engine_settings(tmp_path, trust_remote_code=False)
+
+
+@pytest.mark.parametrize(
+    ("context", "expected"),
+    [
+        (2048, "prefill:1x512,decode:8x128"),
+        (545, "prefill:1x512,decode:8x128"),
+        (544, "prefill:1x256,decode:8x64"),
+        (None, "prefill:1x512,decode:8x128"),
+    ],
+)
+def test_what_is_timed_where_nobody_says_fits_the_context(
+    context: int | None, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": context}))
+    assert str(workload_for(tmp_path, None, None)) == expected
+    assert str(workload_for(tmp_path, None, {"workload": "prefill:1x9"})) == "prefill:1x9"
+
+
+def test_a_checkpoint_that_names_no_dtype_needs_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UsageError, match=r"config\.json names no dtype; give --dtype float32"):
+        serve_check(tmp_path, Settings(engine="transformers"))
+
+
 def test_quantised_checkpoints_have_no_reference(tmp_path: Path) -> None:
     config = {"model_type": "llama", "quantization_config": {"quant_method": "compressed-tensors"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -227,6 +224,8 @@ def test_without_vllm_the_way_on_is_said(folders: tuple[Path, Path]) -> None:
         (["--engine", "tgi"], "unknown engine 'tgi'"),
         (["--engine", "transformers", "--dtype", "int8"], "dtype 'int8' is none of float32"),
         (["--engine", "transformers", "--workload", "x"], "is no phase of a workload"),
+        (["--engine", "transformers", "--against", "/absent"], "no model folder '/absent'"),
+        (["--engine", "transformers", "--target", "a100_pcie"], "give --against"),
     ],
 )
 def test_bad_use_is_one_line(

@@ -19,7 +19,7 @@ import snapfit
 from snapfit.core.errors import CorruptFile, SnapfitError
 
 pytest.importorskip("vllm", reason="vLLM is not installed (pip install 'snapfit[serve]')")
-from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.config import ParallelConfig, VllmConfig, set_current_vllm_config
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text")
 
@@ -92,21 +92,27 @@ def test_heads_that_two_workers_cannot_share_are_refused(tmp_path: Path) -> None
         share_of_two(folder)
 
 
-def share_of_two(folder: Path) -> None:
+def test_pipelines_are_refused(tmp_path: Path) -> None:
+    folder = saved(odd, "llama", tmp_path)
+    with pytest.raises(SnapfitError, match="share it by --tensor-parallel-size instead"):
+        share_of_two(folder, VllmConfig(parallel_config=ParallelConfig(pipeline_parallel_size=2)))
+
+
+def share_of_two(folder: Path, config: VllmConfig | None = None) -> None:
     """What the second of two workers would build, in this process."""
     from vllm.model_executor.layers.linear import RowParallelLinear
 
     from snapfit.checkpoint.vllm.config import SnapfitConfig
 
     description = json.loads((folder / "config.json").read_text())["quantization_config"]
-    config = SnapfitConfig.from_config(description)
+    ours = SnapfitConfig.from_config(description)
     name = "model.layers.0.mlp.down_proj"
     layer: Any = RowParallelLinear.__new__(RowParallelLinear)
     torch.nn.Module.__init__(layer)
     layer.tp_size, layer.tp_rank, layer.skip_bias_add, layer.has_bias = 2, 1, False, False
     layer.input_size, layer.output_size = 80, 64
-    with set_current_vllm_config(VllmConfig()):
-        method: Any = config.get_quant_method(layer, name)
+    with set_current_vllm_config(config or VllmConfig()):
+        method: Any = ours.get_quant_method(layer, name)
         method.create_weights(layer, 40, [64], 80, 64, params_dtype=torch.float32)
 
 

@@ -64,13 +64,14 @@ class NoAttention(nn.Module):
         self.layer_idx = layer_idx
 
     def forward(
-        self, hidden_states: Tensor, past_key_values: Any = None, **_: Any
+        self, hidden_states: Tensor, past_key_values: Any = None, cache: Any = None, **_: Any
     ) -> tuple[Tensor, None]:
         """(batch, tokens, hidden) -> zeros of that shape, and no attention weights."""
-        if past_key_values is not None:
+        held = past_key_values if cache is None else cache  # its name since transformers 5.24
+        if held is not None:
             batch, tokens, _hidden = hidden_states.shape
             zeros = hidden_states.new_zeros(batch, 1, tokens, 1)
-            past_key_values.update(zeros, zeros, self.layer_idx)
+            held.update(zeros, zeros, self.layer_idx)
         return torch.zeros_like(hidden_states), None
 
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from snapfit.checkpoint.plugin import register
+from snapfit.checkpoint.plugin import SnapfitQuantizer, register
 from snapfit.checkpoint.standalone import KEY
 from snapfit.core.errors import CorruptFile, SnapfitError
 from snapfit.core.files import read_json
@@ -63,10 +63,11 @@ def load(
                 f"weights of {folder} have other shapes than config.json says; copy it again"
             ) from error
         raise SnapfitError(f"cannot load {folder}: {_one_line(error)}") from error
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # what a wrong configuration raises is up to the architecture
         raise SnapfitError(f"cannot load {folder}: {_one_line(error)}") from error
     model: PreTrainedModel = loaded[0]
-    _check_complete(folder, loaded[1], ours=getattr(model, "hf_quantizer", None) is not None)
+    ours = isinstance(getattr(model, "hf_quantizer", None), SnapfitQuantizer)
+    _check_complete(folder, loaded[1], ours=ours)
     if device is not None:
         model.to(device)  # type: ignore[arg-type]
     return model

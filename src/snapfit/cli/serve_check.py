@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from snapfit.cli.console import answer_json, say, working, wrapped
-from snapfit.cli.request import AsJson, TrustRemoteCode
+from snapfit.cli.request import AsJson, Model, TrustRemoteCode
 from snapfit.cli.root import app
 
 if TYPE_CHECKING:
@@ -24,14 +23,12 @@ SHOWN = 4
 
 @app.command(name="serve-check")
 def serve_check(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder of a checkpoint.", show_default=False)
-    ],
+    model: Model,
     engine: Annotated[
         str, typer.Option(metavar="vllm|transformers|all", help="What serves it.")
     ] = "vllm",
     against: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="BASE", help="The dense model; default: the plan's, if it is there."),
     ] = None,
     dtype: Annotated[
@@ -77,7 +74,7 @@ def serve_check(
         trust_remote_code=trust_remote_code,
     )
     with working() as bars:
-        found = check(folder, settings, bars)
+        found = check(model, settings, bars)
     if as_json:
         answer_json(found.to_json())
     else:

@@ -6,7 +6,6 @@ Shape suffixes: B sequences, T tokens.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import statistics
 import sys
@@ -18,8 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from snapfit.core.errors import SnapfitError, UsageError
+from snapfit.core.errors import SnapfitError
 from snapfit.evals.serving import Ids
+from snapfit.evals.vllm_start import cause, engine_settings
 from snapfit.nn.cache import cache_argument
 
 KV_BYTES = 1 << 30
@@ -125,8 +125,8 @@ class TransformersEngine:
         self._model = None
 
     def _ids(self, batch: int, tokens: int) -> Tensor:
-        ids_BT = torch.randint(_below(self._model.config), (batch, tokens))
-        return ids_BT.to(self._model.device)
+        below, device = _below(self._model.config), self._model.device
+        return torch.randint(below, (batch, tokens), device=device)
 
     def _now(self) -> float:
         if self._model.device.type == "cuda":
@@ -196,7 +196,7 @@ class VllmEngine:
                     **settings,
                 )
         except Exception as error:
-            raise SnapfitError(f"vLLM cannot serve {folder}: {_cause(error)}") from error
+            raise SnapfitError(f"vLLM cannot serve {folder}: {cause(error)}") from error
         ours = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
         self.resident = sum(p.memory_info().rss for p in ours) if ours else None
         self._vocabulary = _below(self._llm.llm_engine.model_config.hf_config)
@@ -239,39 +239,11 @@ class VllmEngine:
         try:
             found: list[Any] = self._llm.generate(asked, params, use_tqdm=False)
         except Exception as error:
-            raise SnapfitError(f"vLLM failed while generating: {_cause(error)}") from error
+            raise SnapfitError(f"vLLM failed while generating: {cause(error)}") from error
         return found
 
     def _prompts(self, batch: int, tokens: int) -> list[Ids]:
-        ids_BT = torch.randint(self._vocabulary, (batch, tokens))
-        return [tuple(int(token) for token in ids_T) for ids_T in ids_BT]
-
-
-def engine_settings(folder: Path, *, trust_remote_code: bool) -> dict[str, Any]:
-    """What vLLM must be told about a checkpoint, by its format; see docs/serving.md.
-
-    Raises:
-        UsageError: the checkpoint needs its own code, and it may not run.
-        SnapfitError: vLLM's transformers backend cannot hold what the checkpoint says.
-
-    """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "auto_map" not in config:
-        return {}
-    if not trust_remote_code:
-        raise UsageError(
-            f"{folder} holds code that vLLM must run; look at it, then pass --trust-remote-code"
-        )
-    if "snapfit" not in config:
-        return {"trust_remote_code": True}
-    structure = config["snapfit"]
-    if structure.get("heads") or "attention" in structure.get("absent", {}).values():
-        raise SnapfitError(
-            f"{folder} has layers with fewer heads or without attention, for which vLLM's "
-            "transformers backend has no place; save the model as 'factored'"
-        )
-    # The native classes of vLLM know nothing of a standalone checkpoint's shapes.
-    return {"trust_remote_code": True, "model_impl": "transformers"}
+        return [tuple(ids) for ids in torch.randint(self._vocabulary, (batch, tokens)).tolist()]
 
 
 @contextlib.contextmanager
@@ -289,11 +261,3 @@ def _output_on_stderr() -> Iterator[None]:
 
 def _below(config: Any) -> int:
     return min(PROMPT_TOKENS, int(config.get_text_config().vocab_size))
-
-
-def _cause(error: Exception) -> str:
-    """The last line of the innermost error."""
-    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig
 from snapfit.core.space import Axis, Group, Matrix, Vector
 from snapfit.models.families import Family, pattern
 from snapfit.models.inspection import linear_layers
+from snapfit.models.roles import EXPERTS_PER_TOKEN
 from snapfit.nn.experts import UnfusedExperts
 from snapfit.nn.observe import head_features
 
@@ -135,8 +136,7 @@ def depth_group(data: Family, layers: Sequence[nn.Module]) -> Group:
 def experts_per_token(config: PreTrainedConfig) -> int:
     """Experts that compute a token; 0 without a mixture of experts."""
     text = config.get_text_config()
-    names = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k_experts")
-    return next((int(n) for name in names if (n := getattr(text, name, None))), 0)
+    return next((int(n) for name in EXPERTS_PER_TOKEN if (n := getattr(text, name, None))), 0)
 
 
 def _holders(data: Family, layer: nn.Module) -> Iterator[tuple[str, Parts]]:

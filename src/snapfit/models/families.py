@@ -1,9 +1,9 @@
 """What differs between architectures, as data.
 
-A family says where the decoder layers are, what each linear layer is for, which of them read the
-same input, and how fused projections are cut into heads. Names are relative to a decoder layer;
-'*' stands for the index of an expert. To add an architecture that follows Llama's names, add a
-line to `FAMILIES`; one that is not listed is described by inspection (`models.inspection`).
+A family says where the decoder layers are, what each linear layer is for, and how fused
+projections are cut into heads. Names are relative to a decoder layer; '*' stands for the index of
+an expert. To add an architecture that follows Llama's names, add it to the first line of
+`FAMILIES`; one that is not listed is described by inspection (`models.inspection`).
 """
 
 from __future__ import annotations
@@ -31,26 +31,13 @@ class Family:
     Attributes:
         layers: qualified name of the list of decoder layers.
         roles: role of every linear layer: q, k, v, o, qkv, gate, up, gate_up, down, router, other.
-        inputs: linear layers that read one and the same tensor (of the same expert).
         rows: how the output rows of a linear layer are cut into heads or halves.
-        norms: norms that belong to the attention heads: a head that goes takes its part along
-            where the norm has one weight a channel of the whole projection ('wide' in OLMo 2).
-        wide_norms: whether those norms span all heads rather than one.
-        experts: the container of the unfused experts, or None.
-        embeddings: qualified name of the token embedding.
-        head: qualified name of the output layer, which may be tied to `embeddings`.
 
     """
 
     layers: str
     roles: Mapping[str, str]
-    inputs: tuple[tuple[str, ...], ...] = ()
     rows: Mapping[str, Fusion] | None = None
-    norms: tuple[str, ...] = ()
-    wide_norms: bool = False
-    experts: str | None = None
-    embeddings: str = "model.embed_tokens"
-    head: str = "lm_head"
 
     def role(self, suffix: str) -> str:
         """Role of a linear layer, by its name below the decoder layer."""
@@ -109,28 +96,18 @@ _EXPERTS = {
     "mlp.experts.*.down": "down",
 }
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
-_EXPERT_GATE_UP = ("mlp.experts.*.gate", "mlp.experts.*.up")
-_QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 
 LLAMA = Family(
     layers="model.layers",
     roles={**_ATTENTION, **_MLP},
-    inputs=(_QKV, _GATE_UP),
     rows=dict.fromkeys(_QKV, "heads"),
 )
-MIXTRAL = replace(
-    LLAMA, roles={**_ATTENTION, **_EXPERTS}, inputs=(_QKV, _EXPERT_GATE_UP), experts="mlp.experts"
-)
+MIXTRAL = replace(LLAMA, roles={**_ATTENTION, **_EXPERTS})
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "qwen2": LLAMA,
-    "granite": LLAMA,
-    "qwen3": replace(LLAMA, norms=_QK_NORMS),
-    "gemma3_text": replace(LLAMA, norms=_QK_NORMS),
-    "olmo2": replace(LLAMA, norms=_QK_NORMS, wide_norms=True),
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "granite", "qwen3", "gemma3_text", "olmo2"), LLAMA
+    ),
     "phi3": Family(
         layers="model.layers",
         roles={
@@ -150,14 +127,8 @@ FAMILIES: Mapping[str, Family] = {
             "mlp.dense_4h_to_h": "down",
         },
         rows={"attention.query_key_value": "interleaved"},
-        embeddings="gpt_neox.embed_in",
     ),
     "mixtral": MIXTRAL,
     # Some layers may be dense: both sets of names occur.
-    "qwen3_moe": replace(
-        MIXTRAL,
-        roles={**_ATTENTION, **_MLP, **_EXPERTS},
-        inputs=(_QKV, _GATE_UP, _EXPERT_GATE_UP),
-        norms=_QK_NORMS,
-    ),
+    "qwen3_moe": replace(LLAMA, roles={**_ATTENTION, **_MLP, **_EXPERTS}),
 }

@@ -20,6 +20,7 @@ from snapfit.core.footprint import Footprint, Found
 from snapfit.core.forward import Module
 from snapfit.core.space import Frame
 from snapfit.models.factors import Shape, find_modules
+from snapfit.models.roles import EXPERTS_PER_TOKEN
 from snapfit.models.shards import Shards, find_shards
 
 EMBEDDED = "embedded"
@@ -80,7 +81,7 @@ def read_footprint(path: str | Path) -> Footprint:
     if lost := [layer for layer in found if head_dims[layer] is None and _attends(found[layer])]:
         notes.append(f"the attention of {len(lost)} layers is not understood, and not counted")
         found |= {layer: _without_attention(found[layer]) for layer in lost}
-    per_token = _number(text, "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k")
+    per_token = _number(text, *EXPERTS_PER_TOKEN)
     return Footprint(
         model=str(path),
         architecture=str(config.get("model_type", "unknown")),
@@ -137,7 +138,7 @@ def _number(config: Mapping[str, Any], *names: str) -> int:
 
 def _shapes(folder: Path, shards: Shards, config: Mapping[str, Any]) -> dict[str, Shape]:
     """Shapes by key, weights as (out, in)."""
-    turned = config.get("model_type") in _CONV1D
+    turned = str(config.get("model_type")) in _CONV1D
     shapes: dict[str, Shape] = {}
     for key, (_, entry) in shards.entries.items():
         if key.rpartition(".")[2] in _PACKED:

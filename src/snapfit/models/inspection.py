@@ -25,7 +25,7 @@ def linear_layers(layer: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 def inspect_family(model: PreTrainedModel) -> Family:
     """Describe the decoder layers of an architecture by their modules and names.
 
-    Inputs are taken as unshared and heads as known only where names say so.
+    Heads are taken as known only where names say so.
 
     Raises:
         SnapfitError: there is no list of two or more like layers that contain linear layers.
@@ -40,13 +40,7 @@ def inspect_family(model: PreTrainedModel) -> Family:
             roles.setdefault(pattern(suffix), role)
             if role in {"q", "k", "v"} and module.out_features == _expected_rows(model, role):
                 rows[pattern(suffix)] = "heads"
-    return Family(
-        layers=name,
-        roles=roles,
-        rows=rows,
-        embeddings=_name_of(model, model.get_input_embeddings()),
-        head=_name_of(model, model.get_output_embeddings()),  # type: ignore[no-untyped-call]
-    )
+    return Family(layers=name, roles=roles, rows=rows)
 
 
 def _longest_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -84,7 +78,3 @@ def _expected_rows(model: PreTrainedModel, role: str) -> int:
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     size = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
     return int((heads if role == "q" else kv_heads) * size)
-
-
-def _name_of(model: PreTrainedModel, module: nn.Module | None) -> str:
-    return next((name for name, found in model.named_modules() if found is module), "")

@@ -1,4 +1,4 @@
-"""What a linear layer is for, by the last part of its name: for models that nobody described.
+"""What differs between architectures in name only: linear layers, and settings.
 
 Plain text, so that it can be asked without loading torch.
 """
@@ -17,7 +17,13 @@ ROLES = {
     "gate_up_proj": "gate_up",
     "router": "router",
 }
-"""Role by the last part of a module's name; any other name is 'other'."""
+"""Role by the last part of a module's name, for models that nobody described; any other name is
+'other'."""
+
+EXPERTS_PER_TOKEN = (
+    "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "top_k_experts",
+)  # fmt: skip
+"""Settings that say how many experts compute a token. Not 'top_k', which is one of sampling."""
 
 
 def role_of(name: str, *, rows: int, experts: int = 0) -> str:

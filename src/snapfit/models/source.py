@@ -114,7 +114,7 @@ def empty_model(source: ModelSource) -> PreTrainedModel:
             model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 source.config, attn_implementation=_attention(source.config), **options
             )
-    except (ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+    except Exception as error:  # what a wrong configuration raises is up to the architecture
         raise SnapfitError(
             f"transformers cannot build {source.path}: {_first_line(error)}"
         ) from error
@@ -191,11 +191,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_not_quantised(folder: Path, raw: dict[str, Any]) -> None:
-    quantised = raw.get("quantization_config", raw.get("compression_config"))
-    if quantised is None:
+    entries = (raw.get(key) for key in ("quantization_config", "compression_config"))
+    quantised = next((entry for entry in entries if entry is not None), None)
+    if quantised is None and "snapfit" not in raw:
         return
     method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
-    if method == "snapfit":
+    if method == "snapfit" or "snapfit" in raw:  # the formats 'factored' and 'standalone'
         raise SnapfitError(f"{folder} was compressed by snapfit already; start from its base model")
     raise SnapfitError(
         f"{folder} is quantised already ({method}); compress the unquantised model, then quantise"
@@ -224,11 +225,10 @@ def _load_config(folder: Path, raw: dict[str, Any], *, trust_remote_code: bool) 
 
 
 def _check_causal(folder: Path, config: PreTrainedConfig, raw: dict[str, Any]) -> None:
-    names = raw.get("architectures") or []
-    stated = str(names[0]) if names else ""
-    if "AutoModelForCausalLM" in (raw.get("auto_map") or {}) and type(config) not in (
-        MODEL_FOR_CAUSAL_LM_MAPPING
-    ):
+    names, code = raw.get("architectures"), raw.get("auto_map")
+    stated = str(names[0]) if names and isinstance(names, list) else ""
+    has_code = isinstance(code, dict) and "AutoModelForCausalLM" in code
+    if has_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return
     known: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     expected = known.__name__ if known is not None else ""

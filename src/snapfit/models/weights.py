@@ -26,7 +26,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from snapfit.core.errors import CorruptFile, SnapfitError
-from snapfit.models.source import ModelSource, empty_model
+from snapfit.models.source import DTYPES, ModelSource, empty_model
 
 EXPERT_PARTS = {
     "gate_proj": "gate", "w1": "gate", "gate": "gate",
@@ -125,6 +125,7 @@ def open_weights(source: ModelSource, model: PreTrainedModel | None = None) -> C
 
     Raises:
         CorruptFile: the checkpoint lacks tensors that the model needs.
+        SnapfitError: one is stored in a way that is not read.
 
     """
     model = empty_model(source) if model is None else model
@@ -143,6 +144,12 @@ def open_weights(source: ModelSource, model: PreTrainedModel | None = None) -> C
             f"{source.path} lacks {len(missing)} of {len(state)} tensors, {missing[0]} first; "
             "the checkpoint is incomplete or of a layout that snapfit does not know"
         )
+    for name, place in places.items():
+        stored = source.shards.entries[place.key][1].dtype
+        if state[name].is_floating_point() and stored not in DTYPES:
+            raise SnapfitError(
+                f"{source.path} stores {name} as {stored}; snapfit reads {', '.join(DTYPES)}"
+            )
     reader = CheckpointReader(places, aliases, source.dtype)
     _require_equal_ties(source, reader, {name: id(state[name]) for name in places})
     return reader

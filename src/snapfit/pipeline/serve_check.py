@@ -6,17 +6,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from snapfit.checkpoint.format import METHOD
 from snapfit.checkpoint.load import load, load_tokenizer
-from snapfit.core.errors import SnapfitError, UsageError
-from snapfit.core.files import read_json
+from snapfit.core.errors import UsageError
 from snapfit.core.names import unknown_name
-from snapfit.core.plan import Plan
 from snapfit.core.progress import Progress, Silent
 from snapfit.core.workload import Workload
 from snapfit.evals.serving import TIES, TOKENS, Ids, compare, encode_prompts
@@ -25,12 +21,17 @@ from snapfit.evals.serving_report import EngineCheck, ServeCheck
 from snapfit.evals.serving_time import PAIRS, STEPS, PhaseTime, measure
 from snapfit.pipeline.foretell import foretell
 from snapfit.pipeline.respondent import device
+from snapfit.pipeline.serve_request import (
+    dense_of,
+    dtype_of,
+    folder_of,
+    plan_of,
+    predicted_by,
+    refuse_quantised,
+    workload_for,
+)
 
 ENGINES = ("vllm", "transformers")
-DEFAULT_WORKLOAD = "prefill:1x512,decode:8x128"
-"""Where the plan predicts nothing."""
-
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,9 @@ class Settings:
 
     Attributes:
         engine: 'vllm', 'transformers' or 'all'.
-        against: folder of the dense model; None for the plan's, if it is there.
+        against: the dense model, named like the other; None for the plan's, if it is there.
         dtype: of the weights in the engine; None for the checkpoint's own.
-        workload: what to time; None for the workload that the plan predicts.
+        workload: what to time; None for the workload that the plan predicts, or a short one.
         target: predict the times of both models there; None for what the plan predicts.
         pairs: timed runs of each model; 0 times nothing.
         compiled: let vLLM compile the model.
@@ -51,7 +52,7 @@ class Settings:
     """
 
     engine: str = "vllm"
-    against: Path | None = None
+    against: str | Path | None = None
     dtype: str | None = None
     workload: str | None = None
     target: str | None = None
@@ -62,77 +63,48 @@ class Settings:
 
 
 def serve_check(
-    model: Path, settings: Settings | None = None, progress: Progress | None = None
+    model: str | Path, settings: Settings | None = None, progress: Progress | None = None
 ) -> ServeCheck:
     """Load a checkpoint in engines, compare its greedy tokens, and time it beside the dense model.
 
     Args:
-        model: folder of a checkpoint, compressed or not.
+        model: folder of a checkpoint, compressed or not, a hub name, or 'embedded'.
         settings: see `Settings`.
         progress: told what goes on.
 
     Raises:
-        UsageError: no such engine, workload or folder.
+        UsageError: no such engine, workload, dtype or model, or a target without a dense model.
         SnapfitError: an engine is not installed, or cannot serve the checkpoint.
 
     """
     settings, progress = settings or Settings(), progress or Silent()
     if settings.engine not in {*ENGINES, "all"}:
         raise unknown_name("engine", settings.engine, (*ENGINES, "all"))
-    _refuse_quantised(model)
-    plan = _plan(model)
-    predicted = _predicted(plan)
-    text = settings.workload or (predicted or {}).get("workload") or DEFAULT_WORKLOAD
-    workload = Workload.parse(text)
-    against = settings.against or _dense(plan)
+    trust = settings.trust_remote_code
+    folder = folder_of(model, trust_remote_code=trust)
+    refuse_quantised(folder)
+    plan = plan_of(folder)
+    predicted = predicted_by(plan)
+    workload = workload_for(folder, settings.workload, predicted)
+    against = settings.against or dense_of(plan)
+    dense = None if against is None else folder_of(against, trust_remote_code=trust)
     names = ENGINES if settings.engine == "all" else (settings.engine,)
-    own = str(load_config(model).get("dtype") or load_config(model).get("torch_dtype"))
-    settings = replace(settings, against=against, dtype=settings.dtype or own)
-    if settings.dtype not in TIES:
-        raise UsageError(f"dtype {settings.dtype!r} is none of {', '.join(TIES)}")
-    if settings.target is not None and against is not None:
-        predicted = foretell(model, against, settings.target, workload)
-    asked = _asked(model, settings, progress)
-    checks = tuple(_check(name, model, settings, workload, asked, progress) for name in names)
-    folders = {"compressed": model} | ({"dense": against} if against else {})
+    settings = replace(settings, against=dense, dtype=dtype_of(folder, settings.dtype))
+    if settings.target is not None:
+        if dense is None:
+            raise UsageError("--target predicts a share of the dense model's time: give --against")
+        predicted = foretell(folder, dense, settings.target, workload)
+    asked = _asked(folder, settings, progress)
+    checks = tuple(_check(name, folder, settings, workload, asked, progress) for name in names)
+    folders = {"compressed": folder} | ({"dense": dense} if dense else {})
     return ServeCheck(
         model=str(model),
         against=None if against is None else str(against),
         workload=str(workload),
-        weight_bytes={name: _weight_bytes(folder) for name, folder in folders.items()},
+        weight_bytes={name: _weight_bytes(place) for name, place in folders.items()},
         engines=checks,
         predicted=predicted,
     )
-
-
-def _refuse_quantised(model: Path) -> None:
-    """A quantised model is another function: float32 is no reference for its tokens.
-
-    Raises:
-        SnapfitError: it is one.
-
-    """
-    found = load_config(model).get("quantization_config") or {}
-    method = found.get("quant_method") if isinstance(found, dict) else None
-    if method not in {None, METHOD}:
-        raise SnapfitError(
-            f"{model} is quantised ({method}), so its tokens differ from float32's; check the "
-            "checkpoint that it was made of"
-        )
-
-
-def load_config(folder: Path) -> dict[str, Any]:
-    """The content of config.json.
-
-    Raises:
-        SnapfitError: there is none.
-
-    """
-    file = folder / "config.json"
-    if not file.is_file():
-        raise SnapfitError(f"{folder} has no config.json, so it is no model folder")
-    config = read_json(file)
-    return config if isinstance(config, dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,13 +132,14 @@ def _check(
     asked: _Asked,
     progress: Progress,
 ) -> EngineCheck:
-    with _opened(name, model, settings, workload, progress) as engine:
+    with _opened(name, model, settings, workload, asked, progress) as engine:
         found = engine.answers(asked.prompts, TOKENS)
         parity = compare(asked.logits, asked.prompts, found, TIES[str(settings.dtype)])
         times: tuple[PhaseTime, ...] = ()
         dense_resident = None
         if settings.pairs and settings.against is not None:
-            with _opened(name, settings.against, settings, workload, progress) as dense:
+            base = Path(settings.against)
+            with _opened(name, base, settings, workload, asked, progress) as dense:
                 dense_resident = dense.resident
                 times = _timed(name, workload, engine, dense, settings, progress)
         elif settings.pairs:
@@ -196,17 +169,24 @@ def _timed(
 
 @contextlib.contextmanager
 def _opened(
-    name: str, folder: Path, settings: Settings, workload: Workload, progress: Progress
+    name: str,
+    folder: Path,
+    settings: Settings,
+    workload: Workload,
+    asked: _Asked,
+    progress: Progress,
 ) -> Iterator[Engine]:
     progress.stage(f"start {name}", 1)
-    longest = max(phase.tokens for phase in workload.phases) + STEPS + 1
+    phases = workload.phases if settings.pairs else ()
+    lengths = [len(prompt) + TOKENS for prompt in asked.prompts]
+    lengths += [phase.tokens + STEPS + 1 for phase in phases]
     engine: Engine
     if name == "vllm":
         engine = VllmEngine(
             folder,
             dtype=str(settings.dtype),
-            max_model_len=max(longest, 4 * TOKENS),
-            max_tokens=max(phase.batch * phase.tokens for phase in workload.phases),
+            max_model_len=max(lengths),
+            max_tokens=max((phase.batch * phase.tokens for phase in phases), default=0),
             compiled=settings.compiled,
             trust_remote_code=settings.trust_remote_code,
             tensor_parallel=settings.tensor_parallel,
@@ -225,26 +205,6 @@ def _opened(
         yield engine
     finally:
         engine.close()
-
-
-def _plan(model: Path) -> Plan | None:
-    return Plan.from_json(read_json(model / PLAN)) if (model / PLAN).is_file() else None
-
-
-def _predicted(plan: Plan | None) -> dict[str, Any] | None:
-    """What the plan says of the time of a workload; None where it says nothing."""
-    known = {} if plan is None else plan.predicted
-    if "latency.share" not in known:
-        return None
-    return {key: known.get(f"latency.{key}") for key in ("share", "spread", "workload", "device")}
-
-
-def _dense(plan: Plan | None) -> Path | None:
-    """The plan's model, where it is a folder that is there."""
-    if plan is None:
-        return None
-    folder = Path(plan.model).expanduser()
-    return folder if (folder / "config.json").is_file() else None
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -96,7 +96,7 @@ class SnapfitConfig(QuantizationConfig):  # type: ignore[misc]
         """
         if not isinstance(layer, LinearBase):
             return None
-        _refuse_adapters()
+        _refuse_settings()
         parent = prefix.rpartition(".")[0]
         if self._rebuilder is None:
             self._rebuilder = Rebuilder(self.structure)
@@ -153,7 +153,7 @@ def _refuse(structure: Structure) -> None:
     if structure.unfused or structure.experts:
         raise SnapfitError(
             "vLLM computes all experts of a layer in one kernel, which has no place for experts "
-            "of their own sizes; save the model as 'stock', or serve it with transformers"
+            "of their own sizes; save the model as 'standalone', or 'stock' where it holds the plan"
         )
     if structure.vectors:
         raise SnapfitError(
@@ -162,8 +162,20 @@ def _refuse(structure: Structure) -> None:
         )
 
 
-def _refuse_adapters() -> None:
-    if get_current_vllm_config().lora_config is not None:
+def _refuse_settings() -> None:
+    """What vLLM was asked for and cannot do with changed layers.
+
+    Raises:
+        SnapfitError: with what to do instead.
+
+    """
+    config = get_current_vllm_config()
+    if config.parallel_config.pipeline_parallel_size > 1:
+        raise SnapfitError(
+            "a factored checkpoint is checked against the whole model, of which a worker of "
+            "--pipeline-parallel-size builds a part; share it by --tensor-parallel-size instead"
+        )
+    if config.lora_config is not None:
         raise SnapfitError(
             "LoRA adapters are made for the uncompressed matrices and do not fit factored or "
             "narrowed ones; serve without --enable-lora, or merge the adapter before compressing"
