@@ -19,7 +19,9 @@ Every answer is kept in --work: more models may be named later, and only those a
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +67,38 @@ def rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "task": task,
                     "problems": told["problems"],
                     "acc": told["accuracy"][0],
-                    "acc_norm": told["accuracy_by_byte"],
+                    "acc_norm": told["accuracy_by_length"],
                     "difference": (entry.get("difference") or {}).get(task, [None])[0],
                     "seconds": told["seconds"],
                 }
             )
     return found
+
+
+def broken_claims(found: list[dict[str, Any]]) -> list[str]:
+    """What these rows do not bear out."""
+    largest_first = sorted(found, key=lambda row: -(row["params"] or math.inf))
+    piqa, stem = ([row for row in largest_first if row["task"] == task] for task in TASKS)
+    differ = [row for row in found if row["difference"] and not _holds(0.0, row["difference"])]
+    gained = [b for a, b in pairwise(piqa) if b["acc"]["value"] > a["acc"]["value"]]
+    return [
+        *(
+            f"{r['model']} is at chance on PIQA"
+            for r in piqa
+            if r["acc"]["low"] <= CHANCE[r["task"]]
+        ),
+        *(f"{row['model']} gains on PIQA over a larger model" for row in gained),
+        *(
+            f"{r['model']} is not at chance on MMLU-STEM"
+            for r in stem
+            if not _holds(CHANCE[r["task"]], r["acc"])
+        ),
+        *(f"{row['model']} surely differs from dense on {row['task']}" for row in differ),
+    ]
+
+
+def _holds(value: float, interval: Mapping[str, float]) -> bool:
+    return interval["low"] <= value <= interval["high"]
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -79,7 +107,7 @@ def report(result: Mapping[str, Any]) -> str:
         (
             f"SmolLM2-135M-Instruct, zero-shot, the first {PROBLEMS} problems of each, by "
             f"log-likelihood in {result['dtype']}. 95% intervals over problems; differences are "
-            "paired. `acc_norm` divides by the bytes of a choice; for MMLU's letters it is `acc`."
+            "paired. `acc_norm` divides by the length of a choice; for MMLU's letters it is `acc`."
         ),
         "",
         "| task | model | parameters | acc | acc_norm | acc minus dense | seconds |",
@@ -115,7 +143,7 @@ def _signed(interval: Mapping[str, float]) -> str:
 
 
 def main() -> None:
-    """Ask what was not asked yet, and write the table."""
+    """Ask what was not asked yet, write the table, check the claims."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="+", help="folders of compressed models")
     parser.add_argument("--dense", default=str(CACHE / "smollm2"), help="the base model's folder")
@@ -134,6 +162,8 @@ def main() -> None:
     write_json(args.out / "choices_smollm2.json", result)
     (args.out / "choices_smollm2.md").write_text(report(result), encoding="utf-8")
     print(report(result))
+    broken = broken_claims(result["rows"])
+    assert not broken, "; ".join(broken)
 
 
 if __name__ == "__main__":

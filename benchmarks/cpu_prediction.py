@@ -274,7 +274,7 @@ def main() -> None:
             f"By `python benchmarks/cpu_prediction.py`. SmolLM2-135M-Instruct, float32, "
             f"{WORKLOAD}, {known.software}. Processor time of one thread, {args.rounds} "
             f"interleaved rounds, "
-            f"medians ± half the interquartile range. The machine was shared: load average "
+            f"medians ± half the interquartile range. Load average "
             f"{load_before:.1f} before and {os.getloadavg()[0]:.1f} after the rounds on "
             f"{os.cpu_count()} processors."
         ),

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from snapfit.core.operators import itemsize_of
 from snapfit.hardware import resolve_target
 from snapfit.hardware._live import LiveTimer
 from snapfit.hardware.cpu import CpuClock
@@ -40,7 +41,6 @@ from sweeps import (
 )
 
 RESULTS = Path(__file__).parent / "results"
-ITEMSIZE = {"float32": 4, "float64": 8}
 NAMES = frozenset({"SDPA", "GEMM", "GEMV"})
 HARDLY = 0.15
 """Extra time below which alignment hardly matters: a rule would cost about as much in sizes."""
@@ -87,7 +87,7 @@ def draw(path: Path, asked: Sequence[Sweep], passes: Passes, timer: LiveTimer) -
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    itemsize = ITEMSIZE.get(timer.dtype, 2)
+    itemsize = itemsize_of(timer.dtype)
     figure, axes = plt.subplots(3, 3, figsize=(13, 10), layout="constrained")
     figure.suptitle(f"{timer.device}, {timer.dtype}: time and rate by size (measured)")
     for sweep, panel in zip(asked, axes.flat, strict=True):
@@ -191,7 +191,7 @@ def found_json(asked: Sequence[Sweep], passes: Passes, timer: LiveTimer) -> dict
 
 def report(asked: Sequence[Sweep], passes: Passes, timer: LiveTimer) -> str:
     """What was found, as Markdown."""
-    itemsize = ITEMSIZE.get(timer.dtype, 2)
+    itemsize = itemsize_of(timer.dtype)
     how = (
         f"{timer.software()}; {os.cpu_count()} CPUs, load average {os.getloadavg()[0]:.1f}; "
         f"{len(passes)} passes. All times are measured here."

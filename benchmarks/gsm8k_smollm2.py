@@ -84,6 +84,7 @@ def row_of(summary: dict[str, Any], seconds: float) -> dict[str, Any]:
         "delimiters": summary["settings"]["delimiters"],
         "dtype": summary["settings"]["dtype"],
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, "
+        f"load average {os.getloadavg()[0]:.1f}, "
         f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}",
         "models": models,
     }
@@ -116,7 +117,7 @@ def report(rows: dict[str, Any]) -> str:
             "",
             (
                 f"{backend}: {row['seconds'] / 60:.1f} minutes for {tokens} generated tokens, "
-                f"start of the backend included; {row['machine']}; the machine was shared."
+                f"start of the backend included; {row['machine']}."
             ),
         ]
         lines += [

@@ -155,6 +155,7 @@ def main() -> None:
     workload = Workload.parse(asked.workload)
     rows: list[Row] = []
     about = {
+        "base": asked.base.name,
         "workload": asked.workload,
         "dtype": asked.dtype,
         "pairs": asked.pairs,
@@ -190,14 +191,19 @@ def main() -> None:
 
 def heading(about: dict[str, Any]) -> str:
     """What the table below it shows."""
-    return (
-        "# Compressed SmolLM2-135M in vLLM on a CPU\n\n"
+    text = (
+        f"# {about['base']}, compressed, in vLLM\n\n"
         "Greedy tokens beside transformers in float32 on 16 prompts of 64 tokens. Times are "
         f"measured, medians of {about['pairs']} paired, interleaved runs (lowest-highest) of "
         f"`{about['workload']}` in {about['dtype']}; below 1 is faster than the dense model. "
-        f"{about['cores']} cores, {about['threads']} thread. Predicted: the same ratios, a phase "
-        f"at a time, by the operators' own times on {about['target']}.\n"
+        f"{about['cores']} cores, OMP_NUM_THREADS {about['threads'] or 'not set'}."
     )
+    if about["target"] is not None:
+        text += (
+            " Predicted: the same ratios, a phase at a time, by the operators' own times on "
+            f"{about['target']}."
+        )
+    return f"{text}\n"
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ class Watched:
         """Of the model's generator."""
         return self.inner.generator.context
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
         """Generate, on the clock."""
         found = self.inner.generator.generate(requests)
         while True:
@@ -90,7 +90,7 @@ class Watched:
             self.seconds += time.perf_counter() - began
             if one is None:
                 return
-            self.tokens += len(one.ids)
+            self.tokens += len(one[1].ids)
             yield one
 
 
@@ -107,7 +107,7 @@ def speed(model: LocalModel, task: Task, batch: int, tokens: int, seed: int) -> 
     ]
     began = time.perf_counter()
     found = list(model.generator.generate(requests))
-    return sum(len(one.ids) for one in found) / (time.perf_counter() - began)
+    return sum(len(one.ids) for _, one in found) / (time.perf_counter() - began)
 
 
 def bookkeeping(model: LocalModel, task: Task, sampling: Sampling) -> dict[str, Any]:
@@ -213,7 +213,8 @@ def main() -> None:
     }
     result = {
         "command": "python benchmarks/throughput.py",
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, shared, OMP_NUM_THREADS="
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load average "
+        f"{os.getloadavg()[0]:.1f}, OMP_NUM_THREADS="
         f"{os.environ.get('OMP_NUM_THREADS', 'unset')}",
         "repeats": args.repeats,
         "models": {name: measure(name, *case, args) for name, case in cases.items()},

@@ -31,7 +31,7 @@ def job(
     command = [sys.executable, "-m", "snapfit", "compress", str(model), "-o", str(output)]
     command += ["--work", str(work), "--calib", str(args.data / "wikitext2_valid_tokenised.txt")]
     command += ["--calib-tokens", str(args.calib_tokens), "--json", *more]
-    timed = ["/usr/bin/env", "python3", "-c", _TIMED, *command]
+    timed = [sys.executable, "-c", _TIMED, *command]
     done = subprocess.run(timed, check=True, capture_output=True, text=True)
     outer = json.loads(done.stderr.splitlines()[-1])
     report = json.loads(done.stdout)

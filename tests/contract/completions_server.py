@@ -58,7 +58,7 @@ def serving(
                 seed=body["seed"],
             )
             with lock:
-                found = next(iter(generator.generate([request])))
+                _, found = next(iter(generator.generate([request])))
             choice: dict[str, Any] = {
                 "text": tokenizer.decode(list(found.ids)),
                 "finish_reason": "length" if found.ended == "length" else "stop",
@@ -108,6 +108,17 @@ def says(value: Any) -> Misdeed:
     return misdeed
 
 
+def sends(data: bytes) -> Misdeed:
+    """Send these bytes in place of an answer, and hang up."""
+
+    def misdeed(handler: BaseHTTPRequestHandler) -> bool:
+        handler.wfile.write(data)
+        handler.close_connection = True
+        return True
+
+    return misdeed
+
+
 def hangs(seconds: float) -> Misdeed:
     """Answer too late."""
 
@@ -116,3 +127,17 @@ def hangs(seconds: float) -> Misdeed:
         return False
 
     return misdeed
+
+
+def once_all_are_in_flight(*misdeeds: Misdeed) -> list[Misdeed]:
+    """The same, each of which waits until a request has come for every one of them."""
+    arrived = threading.Barrier(len(misdeeds), timeout=60)
+
+    def waiting(misdeed: Misdeed) -> Misdeed:
+        def act(handler: BaseHTTPRequestHandler) -> bool:
+            arrived.wait()
+            return misdeed(handler)
+
+        return act
+
+    return [waiting(misdeed) for misdeed in misdeeds]

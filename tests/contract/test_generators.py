@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from completions_server import fails, hangs, says, serving
+from completions_server import fails, hangs, once_all_are_in_flight, says, sends, serving
 from tiny_models import build, tiny_tokenizer
 
 from snapfit.checkpoint.load import load
 from snapfit.core.errors import SnapfitError, UsageError
+from snapfit.evals.generators import openai_server
 from snapfit.evals.generators.base import Generation, Generator, Request, finished
 from snapfit.evals.generators.hf import TransformersGenerator
 from snapfit.evals.generators.openai_server import ServerGenerator
@@ -42,9 +44,11 @@ def generator(request: pytest.FixtureRequest, folder: Path, model: Any) -> Itera
         pytest.importorskip("vllm", reason="vLLM is not installed")
         from snapfit.evals.generators.vllm_engine import VllmGenerator
 
-        yield VllmGenerator(
-            folder, eos=EOS, decode=tokenizer.decode, dtype="float32", max_model_len=64
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process starts, not two
+            yield VllmGenerator(
+                folder, eos=EOS, decode=tokenizer.decode, dtype="float32", max_model_len=64
+            )
     else:
         with serving(hf, tokenizer, with_ids=request.param == "openai") as url:
             yield ask_server(url)
@@ -74,8 +78,14 @@ def greedy(model: Any, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 
 def ask(generator: Generator, **options: Any) -> list[Generation]:
-    requests = [Request(prompt=prompt, **options) for prompt in PROMPTS]
-    return list(generator.generate(requests))
+    return in_order(generator, [Request(prompt=prompt, **options) for prompt in PROMPTS])
+
+
+def in_order(generator: Generator, requests: Sequence[Request]) -> list[Generation]:
+    """One answer for every request, in the requests' order."""
+    found = dict(generator.generate(requests))
+    assert sorted(found) == list(range(len(requests)))
+    return [found[at] for at in range(len(requests))]
 
 
 def test_greedy_text_is_the_model_s(generator: Generator, model: Any) -> None:
@@ -113,13 +123,29 @@ def test_stop_sequences_of_several_tokens(generator: Generator) -> None:
     assert found.ended == "stop"
 
 
+def test_vllm_itself_stops_at_a_sequence_with_a_special_token(generator: Generator) -> None:
+    """Its text hides special tokens if it may, and then s1's delimiter would never be seen."""
+    if generator.backend != "vllm":
+        pytest.skip("the others look at tokens or ask for the whole text")
+    run: Callable[[list[Request]], list[tuple[int, ...]]] = generator._run  # type: ignore[attr-defined]
+    for seed in range(99):
+        request = Request(prompt=PROMPTS[0], max_tokens=30, temperature=1.0, seed=seed)
+        (ids,) = run([request])
+        special = [at for at, token in enumerate(ids[:20]) if token in {0, 1, 3}]
+        if special:
+            break
+    pair = ids[special[0] : special[0] + 2]
+    (stopped,) = run([replace(request, stop=(pair,))])
+    assert stopped == ids[: special[0] + 2]
+
+
 def test_samples_follow_their_seed_and_not_their_batch(generator: Generator) -> None:
     def sample(*rows: int, seed: int = 5, tokens: int = 10) -> list[tuple[int, ...]]:
         requests = [
             Request(prompt=PROMPTS[row], max_tokens=tokens, temperature=1.0, seed=seed + row)
             for row in rows
         ]
-        return [found.ids for found in generator.generate(requests)]
+        return [found.ids for found in in_order(generator, requests)]
 
     together = sample(0, 1, 2, 3)
     assert together == sample(0) + sample(1) + sample(2) + sample(3)
@@ -138,7 +164,7 @@ def test_sampling_is_from_the_model_s_distribution(model: Any) -> None:
         for seed in range(draws)
     ]
     counts = torch.zeros(len(expected))
-    for found in TransformersGenerator(model, eos=frozenset(), batch=500).generate(requests):
+    for _, found in TransformersGenerator(model, eos=frozenset(), batch=500).generate(requests):
         counts[found.ids[0]] += 1
     spread = (expected * (1 - expected) / draws).sqrt()
     assert float(((counts / draws - expected).abs() / (spread + 1e-9)).max()) < 4.5
@@ -147,6 +173,20 @@ def test_sampling_is_from_the_model_s_distribution(model: Any) -> None:
 def test_a_prompt_beyond_the_context_is_refused(model: Any) -> None:
     with pytest.raises(SnapfitError, match="exceed the model's context of 128"):
         list(TransformersGenerator(model, eos=EOS).generate([Request(prompt=(1,), max_tokens=128)]))
+
+
+def test_settings_that_a_checkpoint_recommends_are_left_out(model: Any) -> None:
+    """vLLM and servers know nothing of them, and `generate` would apply them silently."""
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.no_repeat_ngram_size = 1
+    try:
+        found = ask(TransformersGenerator(model, eos=EOS), max_tokens=12)
+        assert model.generation_config.repetition_penalty == 5.0
+    finally:
+        model.generation_config.repetition_penalty = None
+        model.generation_config.no_repeat_ngram_size = None
+    for prompt, one in zip(PROMPTS, found, strict=True):
+        assert one.ids == tuple(t for t in greedy(model, prompt, 12) if t not in EOS)
 
 
 class TestServer:
@@ -163,8 +203,10 @@ class TestServer:
         [
             [fails(500), fails(503), fails(429)],
             [says("no json"), says({"choices": []}), says([1]), says({"choices": [{"text": 5}]})],
+            [sends(b"no http\r\n\r\n"), sends(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}")],
+            [sends(b"HTTP/1.1 500 Oh\r\nContent-Length: 9\r\n\r\n{}")],
         ],
-        ids=["errors", "garbage"],
+        ids=["errors", "garbage", "broken off", "broken off after an error"],
     )
     def test_passing_failures_are_tried_again(self, model: Any, misdeeds: list[Any]) -> None:
         assert [f.ids for f in self.serve(model, misdeeds)] == [
@@ -180,13 +222,55 @@ class TestServer:
             self.serve(model, [fails(500)] * 9, attempts=3)
 
     def test_a_wrong_request_is_not_repeated(self, model: Any) -> None:
-        with pytest.raises(SnapfitError, match=r"refuses the request \(404\)"):
+        with pytest.raises(SnapfitError, match=r"refuses the request \(404\): .*status 404\"}$"):
             self.serve(model, [fails(404)])
 
     def test_a_server_that_overshoots_is_not_trusted(self, model: Any) -> None:
         much = {"choices": [{"text": "w9 w9"}], "usage": {"completion_tokens": 6}}
         with pytest.raises(SnapfitError, match="generated 6 tokens where 5 were allowed"):
             self.serve(model, [says(much)])
+
+    def test_what_others_answered_is_not_lost_with_a_request_that_failed(self, model: Any) -> None:
+        hf = TransformersGenerator(model, eos=EOS)
+        kept: list[tuple[int, Generation]] = []
+        requests = [Request(prompt=prompt, max_tokens=5) for prompt in PROMPTS]
+        others = [lambda _: False] * (len(PROMPTS) - 1)
+        misdeeds = once_all_are_in_flight(fails(400), *others)
+        with serving(hf, tiny_tokenizer(), misdeeds=misdeeds) as url:
+            asked = ask_server(url, parallel=len(PROMPTS))
+            with pytest.raises(SnapfitError, match=r"refuses the request \(400\)"):
+                kept.extend(asked.generate(requests))
+        assert len(kept) == len(PROMPTS) - 1
+        expected = [found.ids for found in ask(hf, max_tokens=5)]
+        assert all(found.ids == expected[at] for at, found in kept)
+
+    @pytest.mark.parametrize(
+        ("reason", "ended"), [("</think>", "stop"), (128009, "eos"), (None, "eos")]
+    )
+    def test_what_ended_an_answer_without_token_ids(
+        self, model: Any, reason: object, ended: str
+    ) -> None:
+        choice = {"text": "w9", "finish_reason": "stop", "stop_reason": reason}
+        assert self.serve(model, [says({"choices": [choice]})])[0].ended == ended
+
+    def test_what_a_checkpoint_recommends_is_switched_off(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Left unsaid, `vllm serve` takes it from generation_config.json."""
+        sent: list[dict[str, Any]] = []
+
+        def post(_url: str, body: dict[str, Any], **_: Any) -> Any:
+            sent.append(body)
+            return {"choices": [{"text": "w9", "finish_reason": "length"}]}
+
+        monkeypatch.setattr(openai_server, "post", post)
+        request = Request(prompt=(1,), max_tokens=1, temperature=0.5, seed=3)
+        list(ask_server("http://localhost:1/v1").generate([request]))
+        (body,) = sent
+        neutral = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+        assert neutral.items() <= body.items()
+        assert (body["temperature"], body["seed"]) == (0.5, 3)
+        assert body["presence_penalty"] == body["frequency_penalty"] == 0.0
 
     def test_an_address_is_an_address(self) -> None:
         with pytest.raises(UsageError, match="no address of a server"):
@@ -213,6 +297,6 @@ def test_what_ends_generated_tokens(
 
 
 def test_generators_share_one_protocol(generator: Generator) -> None:
-    generate: Callable[..., Iterator[Generation]] = generator.generate
+    generate: Callable[..., Iterator[tuple[int, Generation]]] = generator.generate
     assert list(generate([])) == []
     assert generator.chunk >= 1

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from snapfit.core import verdict as rule
 from snapfit.core.curves import Outcomes, difference, retained
-from snapfit.core.resample import bootstrap, mean_interval, ratio_interval
+from snapfit.core.resample import SHARE, bootstrap, mean_interval, ratio_interval
 from snapfit.core.verdict import judge, judge_family
 
 BUDGETS = (64, 128, 256)
@@ -75,6 +75,14 @@ def test_a_base_that_solves_nothing_cannot_be_judged_by() -> None:
     assert found.label == rule.UNKNOWN
     assert found.needed is None
     assert "the original itself solves 0.0%" in found.reason
+    assert found.reason.endswith("more would not help")
+
+
+def test_a_base_that_might_still_solve_enough_is_not_given_up() -> None:
+    nothing = Outcomes(accuracy_PB=np.zeros((20, 1)), budgets=(64,), samples=1)
+    found = judge_family(nothing, nothing, name="long")
+    assert (found.label, found.needed) == (rule.UNKNOWN, None)
+    assert found.reason.endswith("more would help only if it really solves over 5%")
 
 
 def test_the_number_that_would_be_enough_is_enough() -> None:
@@ -83,6 +91,28 @@ def test_the_number_that_would_be_enough_is_enough() -> None:
     assert found.needed is not None
     assert 25 < found.needed < 5_000
     assert label(0.8, 2 * found.needed) == rule.WEAKENED
+
+
+def test_only_the_threshold_that_decides_counts_towards_what_is_needed() -> None:
+    """Little above BREAK, "broken" is far from being sure, but "weakened" soon is."""
+    solved_P1 = np.repeat([1.0, 0.0], [4, 3])[:, None]
+    found = judge_family(
+        Outcomes(accuracy_PB=np.ones((7, 1)), budgets=(64,), samples=1),
+        Outcomes(accuracy_PB=solved_P1, budgets=(64,), samples=1),
+        name="long",
+    )
+    assert found.label == rule.UNKNOWN
+    assert found.needed is not None
+    # The upper end, 4/7 + 3/7, has to come below 0.9.
+    assert found.needed == math.ceil(7 * ((3 / 7) / (0.9 - 4 / 7)) ** 2)
+
+
+@pytest.mark.parametrize("solved", [0.0, 1.0])
+def test_one_problem_says_nothing_and_more_would_help(solved: float) -> None:
+    one = Outcomes(accuracy_PB=np.full((1, 1), solved), budgets=(64,), samples=1)
+    found = judge_family(one, one, name="long")
+    assert (found.label, found.needed) == (rule.UNKNOWN, 30)
+    assert found.reason.endswith("about 30 problems would be enough")
 
 
 def test_the_worst_reasoning_family_decides_and_knowledge_does_not() -> None:
@@ -124,7 +154,9 @@ def test_differences_are_paired() -> None:
     )
     for gap in difference(base, shifted):
         assert gap.value == pytest.approx(-0.125)
-        assert gap.half_width == pytest.approx(0.0, abs=1e-12)
+        # All gaps agree: the rule of three, 3 of 50 problems at -1 or +1 instead.
+        assert gap.low == pytest.approx(-0.125 - 3 / 50 * 0.875)
+        assert gap.high == pytest.approx(-0.125 + 3 / 50 * 1.125)
     assert retained(base, base).low == retained(base, base).high == 1.0
 
 
@@ -138,7 +170,33 @@ def test_intervals_cover_the_truth() -> None:
     assert 180 <= covered <= 199
 
 
+def test_intervals_of_many_problems_are_those_of_a_normal_mean() -> None:
+    values = np.random.default_rng(6).normal(size=400)
+    found = mean_interval(values)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("share", "problems", "low", "high"),
+    [(0.0, 100, 0.0, 0.03), (1.0, 100, 0.97, 1.0), (0.5, 60, 0.475, 0.525), (1.0, 2, 0.0, 1.0)],
+)
+def test_problems_that_all_agree_may_still_surprise(
+    share: float, problems: int, low: float, high: float
+) -> None:
+    found = mean_interval(np.full(problems, share), reach=SHARE)
+    assert (found.value, found.low, found.high) == pytest.approx((share, low, high))
+
+
+def test_a_flat_curve_may_still_have_a_slope() -> None:
+    flat = Outcomes(accuracy_PB=np.ones((60, 2)), budgets=(1, 1024), samples=1)
+    slope = flat.slope()
+    assert slope is not None
+    # From 0 to 1 over ten doublings, for 3 of 60 problems.
+    assert (slope.value, slope.high) == pytest.approx((0.0, 0.1 * 3 / 60), abs=1e-12)
+
+
 def test_one_problem_has_no_interval() -> None:
     assert math.isnan(mean_interval(np.ones(1)).low)
     assert math.isnan(ratio_interval(np.zeros(3), np.zeros(3)).low)
-    assert bootstrap(lambda w: w @ np.ones(4), 4).half_width == 0.0
+    alike = bootstrap(lambda w: w @ np.ones(4), 4)
+    assert alike.low == alike.high == 1.0

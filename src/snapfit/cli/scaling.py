@@ -41,7 +41,7 @@ def scaling(
             metavar="TASK,...",
             help="embedded:facts, embedded:short, embedded:long; FILE.jsonl; "
             "reasoning-gym:NAME[:DIFFICULTY]; or a task of lm-evaluation-harness. FAMILY= before "
-            "one (knowledge, shallow, long) says what it measures.",
+            "one (knowledge, shallow, long, other) says what it measures.",
             rich_help_panel=_ASK,
         ),
     ] = None,
@@ -107,7 +107,7 @@ def scaling(
     from snapfit.viz.pages import write_scaling_page
 
     if rescore is not None:
-        if models or output:
+        if models or output or against or tasks:
             raise UsageError("--rescore takes a folder and nothing else")
         folder, summary = rescore, rescored(rescore)
     else:
@@ -162,6 +162,7 @@ def traces(
         typer.Option(metavar="URL", help="Let an OpenAI-compatible chat model count habits too."),
     ] = None,
     judge_model: Annotated[str, typer.Option(help="The judge's name there.")] = "judge",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Say how traces go wrong: repetition, habits, errors by step, drift from the original."""
@@ -171,7 +172,9 @@ def traces(
     if judge is not None:
         asked = Judge(url=judge, model=judge_model, key=os.environ.get("OPENAI_API_KEY"))
     with working() as bars:
-        found = analyse(path, judge=asked, page=html, progress=bars)
+        found = analyse(
+            path, judge=asked, page=html, trust_remote_code=trust_remote_code, progress=bars
+        )
     if as_json:
         answer_json(found)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -37,7 +38,12 @@ class Chooser:
         self._lm: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
 
     def pick(self, task: Task, problems: Sequence[Problem]) -> Iterator[Pick]:
-        """A pick for every problem, a chunk at a time."""
+        """A pick for every problem, a chunk at a time.
+
+        Raises:
+            SnapfitError: the model predicts NaN.
+
+        """
         for start in range(0, len(problems), CHUNK):
             yield from self._chunk(task, problems[start : start + CHUNK])
 
@@ -54,16 +60,21 @@ class Chooser:
         share = (time.perf_counter() - began) / len(problems)
         for problem in problems:
             likely = [float(next(found)[0]) for _ in problem.choices]
+            if any(math.isnan(value) for value in likely):
+                raise SnapfitError(
+                    f"{task.name}: the model predicts NaN; it is broken, or its dtype overflows: "
+                    "use --dtype float32"
+                )
             # The harness divides by the length of the choice itself, without the space before it.
-            lengths = [max(1, len(choice.removeprefix(" ").encode())) for choice in problem.choices]
-            per_byte = [value / length for value, length in zip(likely, lengths, strict=True)]
-            choice, by_byte = likely.index(max(likely)), per_byte.index(max(per_byte))
+            lengths = [max(1, len(choice.removeprefix(" "))) for choice in problem.choices]
+            relative = [value / length for value, length in zip(likely, lengths, strict=True)]
+            choice, by_length = likely.index(max(likely)), relative.index(max(relative))
             yield Pick(
                 problem=problem.id,
                 log_likelihoods=tuple(likely),
                 choice=choice,
-                by_byte=by_byte,
+                by_length=by_length,
                 correct=task.judge(problem, str(choice)).correct,
-                correct_by_byte=task.judge(problem, str(by_byte)).correct,
+                correct_by_length=task.judge(problem, str(by_length)).correct,
                 seconds=share,
             )

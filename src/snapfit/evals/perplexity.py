@@ -150,10 +150,10 @@ def cut_windows(
         raise UsageError(f"windows must be at least 1; got {windows}")
     if len(ids) < windows * body:
         fit = len(ids) // body
-        advice = f"use --windows {fit} or a longer text" if fit else "use a longer text"
+        advice = f"use {fit} windows or a longer text" if fit else "use a longer text"
         raise SnapfitError(
             f"{source or 'the text'} has {len(ids)} tokens; {windows} windows of {body} need "
-            f"{windows * body}; {advice}, or a smaller --context"
+            f"{windows * body}; {advice}, or a smaller context"
         )
     last = len(ids) // body - 1
     starts = [k * last // (windows - 1) * body if windows > 1 else 0 for k in range(windows)]

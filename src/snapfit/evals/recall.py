@@ -22,7 +22,8 @@ def recall(
     requests = [
         Request(prompt=dialogue.plain(problem.question), max_tokens=tokens) for problem in problems
     ]
-    for problem, found in zip(problems, generator.generate(requests), strict=True):
+    for at, found in generator.generate(requests):
+        problem = problems[at]
         text = dialogue.decode(found.ids)
         judged = task.judge(problem, text)
         yield Answer(

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from snapfit.core.errors import CorruptFile
+from snapfit.core.errors import CorruptFile, SnapfitError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -90,9 +90,9 @@ class Pick:
         problem: its id.
         log_likelihoods: of each choice.
         choice: index of the largest.
-        by_byte: index of the largest per byte, the harness's acc_norm.
+        by_length: index of the largest per character, the harness's acc_norm.
         correct: whether `choice` is right.
-        correct_by_byte: whether `by_byte` is right.
+        correct_by_length: whether `by_length` is right.
         seconds: share of the time.
 
     """
@@ -100,9 +100,9 @@ class Pick:
     problem: str
     log_likelihoods: tuple[float, ...]
     choice: int
-    by_byte: int
+    by_length: int
     correct: bool
-    correct_by_byte: bool
+    correct_by_length: bool
     seconds: float
     kind: str = "pick"
 
@@ -114,12 +114,27 @@ _START = b'{"problem": '
 
 _KINDS: dict[str, Any] = {"thought": Thought, "answer": Answer, "pick": Pick}
 
+_IS: dict[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "str | None": lambda value: value is None or isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "int": lambda value: type(value) is int,
+    "float": lambda value: type(value) in {int, float},
+    "tuple[int, ...]": lambda value: all(type(entry) is int for entry in value),
+    "tuple[float, ...]": lambda value: all(type(entry) in {int, float} for entry in value),
+}
+"""Whether a value is of a type, by the annotation of a field."""
+
 
 class RecordFile:
     """The records of one model on one task; a context manager that appends.
 
     Args:
-        path: of the file; made on the first record.
+        path: of the file; made where there is none.
+
+    Raises:
+        SnapfitError: on entering, another run writes into the file.
+        CorruptFile: on entering, it ends with something that is no record.
 
     """
 
@@ -129,9 +144,13 @@ class RecordFile:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            os.truncate(self.path, _whole_bytes(self.path))
         self._stream = self.path.open("a", encoding="utf-8")
+        try:
+            _lock(self._stream, self.path)
+            os.truncate(self.path, _whole_bytes(self.path))
+        except SnapfitError:
+            self._stream.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,6 +161,25 @@ class RecordFile:
         """Write one record; it is in the file, whole, when this returns."""
         self._stream.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
         self._stream.flush()
+
+
+def _lock(stream: Any, path: Path) -> None:
+    """Keep other runs out until the file is closed: they would tear each other's lines.
+
+    Where the system has no such locks, nobody is kept out.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SnapfitError(
+            f"another run writes into {path}; wait until it ends, or use another folder"
+        ) from error
+    except OSError:
+        return
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -167,6 +205,10 @@ def _record(line: bytes, path: Path, number: int) -> Record:
             if name in data:
                 data[name] = tuple(data[name])
         record: Record = _KINDS[data["kind"]](**data)
+        for field in fields(record):
+            value = getattr(record, field.name)
+            if not _IS[str(field.type)](value):
+                raise ValueError(f"{field.name} is {str(value)[:40]!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFile(
             f"{path}, line {number} is no record of snapfit ({error}); delete the line"

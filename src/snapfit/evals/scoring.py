@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from snapfit.core.errors import SnapfitError
+from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.evals.dialogue import FINAL
 from snapfit.evals.tasks.base import Equivalence, Judged, Problem
 
@@ -29,6 +29,20 @@ def judge_math(problem: Problem, text: str) -> Judged:
     if not found:
         return Judged(answer=None, correct=False)
     return Judged(answer=_shown(found), correct=_equal(_gold(problem.answer), found))
+
+
+def check_gold(gold: str, where: str) -> None:
+    """Refuse an answer that no model could be right about: words are no mathematics.
+
+    Raises:
+        UsageError: it cannot be judged.
+
+    """
+    words = not _marked(gold) and _WORD.search(_COMMAND.sub("", gold))
+    if words and not _parsed(gold):
+        raise UsageError(
+            f"{where}: the answer {gold[:40]!r} is words; only mathematics and choices are judged"
+        )
 
 
 def judge_choice(problem: Problem, text: str) -> Judged:
@@ -67,7 +81,7 @@ def _understood(text: str) -> Any:
     asked = text.startswith(FINAL)
     lines = [line for line in text.removeprefix(FINAL).splitlines() if line.strip()]
     if lines and (asked or len(lines) == 1):
-        line = lines[0].strip().strip("*`").rstrip(".")
+        line = lines[0].strip().lstrip("*`").rstrip("*`.")
         bare = not _marked(line) and not _WORD.search(_COMMAND.sub("", line))
         found = (bare and _parsed(f"${line}$")) or _parsed(line)
         if found:

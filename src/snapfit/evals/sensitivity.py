@@ -15,6 +15,9 @@ from torch import Tensor
 from snapfit.core.files import read_json, write_json
 from snapfit.core.space import Group
 
+IGNORED = -100
+"""What transformers takes for a label whose loss does not count."""
+
 
 class SensitivityProbe:
     """Calibration perplexity of a model in which one group at a time is truncated.
@@ -24,6 +27,7 @@ class SensitivityProbe:
     Args:
         model: the dense model, already loaded; its weights are restored after every probe.
         ids_BT: calibration windows.
+        mask_BT: tokens whose loss counts, some beside the first of every window; all when None.
         factors: gives the factor pair (a, b) of a group at a rank.
         groups: by name.
         memo: where results are kept.
@@ -38,9 +42,11 @@ class SensitivityProbe:
         factors: Callable[[Group, int], tuple[Tensor, Tensor]],
         groups: dict[str, Group],
         memo: Path,
+        mask_BT: Tensor | None = None,
     ) -> None:
         self._model = model
         self._ids_BT = ids_BT
+        self._labels_BT = ids_BT if mask_BT is None else ids_BT.masked_fill(~mask_BT, IGNORED)
         self._factors = factors
         self._groups = groups
         self._memo = memo
@@ -64,8 +70,8 @@ class SensitivityProbe:
         try:
             weight_MN[rows] = (b_MR.float() @ a_RN.float()).to(weight_MN.dtype)
             losses = [
-                float(self._model(input_ids=window_T[None], labels=window_T[None]).loss)
-                for window_T in self._ids_BT
+                float(self._model(input_ids=window_T[None], labels=labels_T[None]).loss)
+                for window_T, labels_T in zip(self._ids_BT, self._labels_BT, strict=True)
             ]
         finally:
             weight_MN[rows] = original_MN

@@ -19,15 +19,13 @@ from numpy.typing import NDArray
 
 from snapfit.core.curves import Outcomes, difference
 from snapfit.core.errors import SnapfitError
-from snapfit.core.files import read_json
 from snapfit.core.passk import maj_at_k, pass_at_k, powers_of_two
-from snapfit.core.resample import Interval, mean_interval
+from snapfit.core.resample import SHARE, Interval, mean_interval
 from snapfit.core.verdict import Verdict, judge
 from snapfit.evals.records import Answer, Pick, Thought, read_records
+from snapfit.evals.run_settings import read_settings
 from snapfit.evals.scoring import same_answer
 from snapfit.evals.traces.text import REPEATED, repeated_share
-
-SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +61,11 @@ def summarise(folder: Path) -> dict[str, Any]:
     """All figures of a run, JSON-able; see `docs/scaling.md` for what they mean.
 
     Raises:
-        SnapfitError: the folder holds no run, or no model finished any task.
+        SnapfitError: the folder holds no run, or no model finished any problem.
+        CorruptFile: its settings or records are not snapfit's.
 
     """
-    path = folder / SETTINGS
-    if not path.is_file():
-        raise SnapfitError(f"{folder} holds no run of snapfit scaling: {SETTINGS} is missing")
-    settings = read_json(path)
+    settings = read_settings(folder)
     told = {
         model: {
             name: found
@@ -80,7 +76,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     }
     if not any(told.values()):
         raise SnapfitError(f"nothing was generated in {folder} yet")
-    base = settings.get("against")
+    base = settings["against"]
     models: dict[str, Any] = {}
     for model, tasks in told.items():
         families = _families(tasks, settings["tasks"])
@@ -138,14 +134,14 @@ def _picked(picks: Sequence[Pick]) -> Told | None:
     if not picks:
         return None
     ordered = sorted({pick.problem: pick for pick in picks}.values(), key=lambda p: p.problem)
-    by_byte = mean_interval(np.array([float(pick.correct_by_byte) for pick in ordered]))
+    by_length = _share(np.array([float(pick.correct_by_length) for pick in ordered]))
     return Told(
         problems=tuple(pick.problem for pick in ordered),
         budgets=(0,),
         correct_PBS=np.array([[[pick.correct]] for pick in ordered]),
         answers=tuple((str(pick.choice),) for pick in ordered),
         facts={
-            "accuracy_by_byte": asdict(by_byte),
+            "accuracy_by_length": asdict(by_length),
             "seconds": sum(pick.seconds for pick in ordered),
         },
     )
@@ -187,32 +183,31 @@ def _task_figures(told: Told, task: Mapping[str, Any]) -> dict[str, Any]:
         same = same_answer(task["equivalence"])
         ks = powers_of_two(samples)
         figures["k"] = list(ks)
-        figures["pass_at_k"] = [asdict(mean_interval(pass_at_k(correct_PS, k))) for k in ks]
-        figures["maj_at_k"] = [
-            asdict(
-                mean_interval(
-                    np.array(
-                        [
-                            maj_at_k(answers, row_S.tolist(), same, k)
-                            for answers, row_S in zip(told.answers, correct_PS, strict=True)
-                        ]
-                    )
-                )
-            )
+        figures["pass_at_k"] = [asdict(_share(pass_at_k(correct_PS, k))) for k in ks]
+        majorities_KP = [
+            [
+                maj_at_k(answers, row_S.tolist(), same, k)
+                for answers, row_S in zip(told.answers, correct_PS, strict=True)
+            ]
             for k in ks
         ]
+        figures["maj_at_k"] = [asdict(_share(np.array(row_P))) for row_P in majorities_KP]
     return figures
 
 
+def _share(values_P: NDArray[np.float64]) -> Interval:
+    return mean_interval(values_P, reach=SHARE)
+
+
 def _curve(outcomes: Outcomes) -> dict[str, Any]:
-    slope = outcomes.slope_P
+    slope = outcomes.slope()
     return {
         "budgets": list(outcomes.budgets),
         "problems": outcomes.problems,
         "samples": outcomes.samples,
         "accuracy": [asdict(interval) for interval in outcomes.at()],
-        "height": asdict(mean_interval(outcomes.height_P)),
-        "slope_a_doubling": asdict(mean_interval(slope)) if np.isfinite(slope).all() else None,
+        "height": asdict(outcomes.height()),
+        "slope_a_doubling": asdict(slope) if slope else None,
     }
 
 
@@ -271,6 +266,8 @@ def _differences(base: Mapping[str, Told], other: Mapping[str, Told]) -> dict[st
     for name in [name for name in other if name in base]:
         told = other[name]
         shared = set(told.problems) & set(base[name].problems)
+        if not shared:
+            continue
         pair = []
         for one in (base[name], told):
             rows = [row for row, problem in enumerate(one.problems) if problem in shared]

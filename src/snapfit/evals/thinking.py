@@ -59,7 +59,7 @@ def think(
     dialogue: Dialogue,
     generator: Generator,
 ) -> Iterator[Thought]:
-    """One thought for every wanted (problem, sample), in order, as soon as it is finished.
+    """One thought for every wanted (problem, sample), as soon as it is finished.
 
     Raises:
         SnapfitError: the generator failed.
@@ -90,7 +90,6 @@ def _think_chunk(
         )
         for problem, sample in wanted
     ]
-    told = 0
     for extension in range(sampling.extend + 1):
         if extension:
             thoughts = [_waiting(thought, dialogue.again(), budget) for thought in thoughts]
@@ -105,12 +104,14 @@ def _think_chunk(
             )
             for row in ongoing
         ]
-        for row, found in zip(ongoing, generator.generate(requests), strict=True):
+        last = extension == sampling.extend
+        if last:  # a failure must not take the finished ones along
+            yield from (thought for thought in thoughts if thought.ended == "length")
+        for at, found in generator.generate(requests):
+            row = ongoing[at]
             thoughts[row] = _continued(thoughts[row], found)
-            if extension == sampling.extend:  # a failure must not take the finished ones along
-                yield from thoughts[told : row + 1]
-                told = row + 1
-    yield from thoughts[told:]
+            if last:
+                yield thoughts[row]
 
 
 def prompt_of(task: Task, problem: Problem, dialogue: Dialogue) -> Ids:
@@ -236,8 +237,8 @@ def answer(
             _answer_request(task, problem, thought, ids, cut, sampling, dialogue)
             for problem, thought, ids, cut, _ in part
         ]
-        for job, found in zip(part, generator.generate(requests), strict=True):
-            problem, thought, ids, cut, budgets = job
+        for at, found in generator.generate(requests):
+            problem, thought, ids, cut, budgets = part[at]
             text = dialogue.decode(found.ids)
             # 'Final Answer:' tells the judge where the answer stands.
             judged = task.judge(problem, dialogue.asked(cut=_forced(thought, cut)) + text)

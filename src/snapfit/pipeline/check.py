@@ -177,7 +177,8 @@ def questions(base: Path, *, trust_remote_code: bool = False) -> Questions:
 
 def _that_fit(asked: Questions, base: Path) -> tuple[int, ...]:
     """The budgets that the context holds, or one smaller one; none if it holds no thought."""
-    context = read_json(base / "config.json").get("max_position_embeddings")
+    config = read_json(base / "config.json")
+    context = config.get("text_config", config).get("max_position_embeddings")
     if not isinstance(context, int):
         return asked.budgets
     room = context - PROMPT_TOKENS - asked.answer_tokens

@@ -12,6 +12,7 @@ import torch
 
 from snapfit.checkpoint.load import load, load_tokenizer
 from snapfit.core.errors import UsageError
+from snapfit.core.files import read_json
 from snapfit.evals.choices import Chooser
 from snapfit.evals.dialogue import Dialogue, find_delimiters
 from snapfit.evals.generators.base import Generator
@@ -51,7 +52,7 @@ class LocalModel:
         backend: 'hf', 'vllm', or 'openai:URL'.
         batch: rows at once, for 'hf'.
         dtype: of the weights; None for the checkpoint's own.
-        served: name that a server knows the model by; None for the folder's name.
+        served: name that a server knows the model by; None for its folder's.
         start: delimiter that opens thinking; None to find it.
         end: delimiter that closes it.
         trust_remote_code: allow the model's own Python code to run.
@@ -90,10 +91,11 @@ class LocalModel:
 
     @cached_property
     def eos(self) -> frozenset[int]:
-        """Tokens that end a sequence, as the tokenizer and the generation settings say."""
+        """Tokens that end a sequence, as the tokenizer and the checkpoint say: for any backend."""
         found = {self.tokenizer.eos_token_id}
-        if self.backend == HF:
-            told = self.model.generation_config.eos_token_id
+        for name in ("generation_config.json", "config.json"):
+            settings = read_json(self.path / name) if (self.path / name).exists() else {}
+            told = settings.get("eos_token_id")
             found |= set(told if isinstance(told, list) else [told])
         return frozenset(token for token in found if isinstance(token, int))
 
@@ -113,11 +115,17 @@ class LocalModel:
             )
         if self.backend == VLLM:
             name = "auto" if self.dtype is None else str(self.dtype).removeprefix("torch.")
-            return VllmGenerator(self.path, eos=self.eos, dtype=name, decode=self.dialogue.decode)
+            return VllmGenerator(
+                self.path,
+                eos=self.eos,
+                dtype=name,
+                decode=self.dialogue.decode,
+                trust_remote_code=self.trust_remote_code,
+            )
         if self.backend.startswith(SERVER):
             return ServerGenerator(
                 self.backend.removeprefix(SERVER),
-                model=self.served or self.path.name,
+                model=self.served or self.path.absolute().name,
                 encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
                 decode=self.dialogue.decode,
                 eos=self.eos,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,17 +13,18 @@ from typing import Any
 
 import torch
 
-from snapfit.core.errors import SnapfitError, UsageError
-from snapfit.core.files import read_json, write_json
+from snapfit.core.errors import UsageError
+from snapfit.core.files import digest_files, read_json, write_json
 from snapfit.core.progress import Progress, Silent
 from snapfit.evals.asking import ask
 from snapfit.evals.dialogue import AGAIN
-from snapfit.evals.summary import SETTINGS, summarise
+from snapfit.evals.summary import summarise
 from snapfit.evals.tasks.base import Task
 from snapfit.evals.tasks.load import load_task
 from snapfit.evals.thinking import Sampling
 from snapfit.models.source import EMBEDDED
 from snapfit.pipeline.respondent import HF, SERVER, VLLM, LocalModel, model_folder
+from snapfit.pipeline.resuming import begin
 
 SUMMARY = "summary.json"
 
@@ -69,7 +71,9 @@ class ScalingOptions:
             raise UsageError("no task was given; see snapfit scaling --help for what there is")
         if sampling.samples < 1 or not sampling.seeds:
             raise UsageError("at least one sample and one seed are needed")
-        if sampling.temperature < 0:
+        if len(set(sampling.seeds)) < len(sampling.seeds):
+            raise UsageError(f"equal seeds draw equal samples, got {list(sampling.seeds)}")
+        if not 0 <= sampling.temperature < math.inf:
             raise UsageError(f"the temperature is 0 or more, got {sampling.temperature}")
         if sampling.temperature == 0 and sampling.samples > 1:
             raise UsageError(
@@ -125,10 +129,11 @@ def scaling(
         )
         for spec in options.tasks
     ]
-    respondents = {model: _respondent(paths[model], options) for model in names}
+    _check_names(options.tasks, tasks)
+    respondents = {model: _respondent(model, paths[model], options) for model in names}
     wanted = _settings(names, against, tasks, respondents, options)
     _check_extension(wanted)
-    _check_same(output, wanted)
+    begin(output, wanted)
     for model, name in names.items():
         respondent = respondents.pop(model)
         for task in tasks:
@@ -178,9 +183,22 @@ def _lasting(model: str) -> str:
     return str(folder.resolve()) if model != EMBEDDED and folder.is_dir() else model
 
 
-def _respondent(path: Path, options: ScalingOptions) -> LocalModel:
+def _check_names(specs: Sequence[str], tasks: Sequence[Task]) -> None:
+    """Refuse two tasks of one name, whose answers would be kept as one's."""
+    taken: dict[str, str] = {}
+    for spec, task in zip(specs, tasks, strict=True):
+        if task.name in taken:
+            raise UsageError(
+                f"{taken[task.name]} and {spec} are both named {task.name!r}; rename a file, or "
+                "ask one of them in another run"
+            )
+        taken[task.name] = spec
+
+
+def _respondent(model: str, path: Path, options: ScalingOptions) -> LocalModel:
     return LocalModel(
         path=path,
+        served=None if Path(model).is_dir() else model,
         backend=options.backend,
         batch=options.batch,
         dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
@@ -207,6 +225,7 @@ def _settings(
         "trust_remote_code": options.trust_remote_code,
         "sampling": asdict(sampling),
         "layers": {names[model]: _layers(found.path) for model, found in respondents.items()},
+        "weights": {names[model]: _weights(found.path) for model, found in respondents.items()},
         "delimiters": {
             names[model]: found.dialogue.delimiters.to_json()
             for model, found in respondents.items()
@@ -237,6 +256,11 @@ def _layers(folder: Path) -> int | None:
     return count if isinstance(count, int) else None
 
 
+def _weights(folder: Path) -> str:
+    """Tells apart models at one place: what another one said there is not this one's."""
+    return digest_files([folder / "config.json", *sorted(folder.glob("*.safetensors"))])
+
+
 def _digest(task: Task) -> str:
     """Tells apart problems of one name: a file that was changed asks something else."""
     content = [[p.id, p.question, p.answer, p.choices] for p in task.problems]
@@ -250,58 +274,3 @@ def _check_extension(wanted: Mapping[str, Any]) -> None:
         raise UsageError(
             f"the tokenizer of {silent[0]} has no word for {AGAIN!r}; --extend cannot be used"
         )
-
-
-def _check_same(output: Path, wanted: dict[str, Any]) -> None:
-    """Go on with a run of the same question; more models may be added, nothing else changes.
-
-    Raises:
-        SnapfitError: the folder holds a run of something else.
-
-    """
-    path = output / SETTINGS
-    recorded = any(file.stat().st_size for file in output.glob("*/*.jsonl"))
-    if not path.exists() or not recorded:
-        write_json(path, wanted)
-        return
-    found = read_json(path)
-    # A server may have moved to another address.
-    found["backend"] = _moved(str(found["backend"]), wanted["backend"])
-    for key in ("backend", "dtype", "sampling", "tasks", "against"):
-        there, asked = _apart(found.get(key), wanted[key])
-        if there != asked:
-            raise SnapfitError(
-                f"{output} holds a run with another {key}: {there} there, {asked} asked for; "
-                "use another folder"
-            )
-    merged = {**found, "models": list(dict.fromkeys([*found["models"], *wanted["models"]]))}
-    for key in ("paths", "layers", "delimiters"):
-        clash = [
-            name
-            for name in wanted[key]
-            if found.get(key, {}).get(name, wanted[key][name]) != wanted[key][name]
-        ]
-        if clash:
-            raise SnapfitError(
-                f"{output} holds a run in which {clash[0]} has other {key}; use another folder"
-            )
-        merged[key] = {**found.get(key, {}), **wanted[key]}
-    write_json(path, merged)
-
-
-def _moved(found: str, wanted: str) -> str:
-    return wanted if found.startswith(SERVER) and wanted.startswith(SERVER) else found
-
-
-def _apart(found: Any, wanted: Any) -> tuple[Any, Any]:
-    """The parts of two settings that differ; where a file of problems lies makes no difference."""
-    if not isinstance(found, dict) or not isinstance(wanted, dict):
-        return found, wanted
-    parts = {
-        key: _apart(found.get(key), wanted.get(key)) for key in {**found, **wanted} if key != "file"
-    }
-    differing = {key: part for key, part in parts.items() if part[0] != part[1]}
-    return (
-        {key: there for key, (there, _) in differing.items()},
-        {key: asked for key, (_, asked) in differing.items()},
-    )

@@ -12,6 +12,8 @@ import importlib.util
 import io
 from typing import Any
 
+from snapfit.core.errors import SnapfitError
+
 INK = "#010203"
 
 STYLES = tuple(
@@ -28,6 +30,17 @@ STYLES = tuple(
 def available() -> bool:
     """Whether matplotlib, of the extra 'report', is installed."""
     return importlib.util.find_spec("matplotlib") is not None
+
+
+def check_drawable() -> None:
+    """Fail, before any work, where a picture is asked for and could not be drawn.
+
+    Raises:
+        SnapfitError: matplotlib is missing.
+
+    """
+    if not available():
+        raise SnapfitError("a picture needs matplotlib: pip install 'snapfit[report]'")
 
 
 def canvas(width: float, height: float) -> tuple[Any, Any]:

@@ -16,10 +16,10 @@ _LABELLED_LAYERS = 40
 
 
 def sizes_picture(space: Space, plan: Plan) -> str:
-    """Heat map over layers and roles: the share of parameters kept, the chosen rank written in.
+    """Heat map over layers and roles: the share of parameters kept, the chosen size written in.
 
     Several groups of one role in a layer (experts, head groups) share a cell: their total share
-    and mean rank are shown.
+    and mean size are shown.
     """
     roles = list(dict.fromkeys(group.role for group in space.groups))
     layers = sorted({group.layer for group in space.groups})
@@ -62,18 +62,23 @@ def sizes_picture(space: Space, plan: Plan) -> str:
     bar = figure.colorbar(mesh, ax=axes, pad=0.015, aspect=12)
     bar.set_label("parameters kept")
     bar.outline.set_edgecolor(INK)
-    return svg(figure, "sizes", "Rank of every group and the share of its parameters kept")
+    return svg(figure, "sizes", "Size of every group and the share of its parameters kept")
 
 
 def curves_picture(space: Space, plan: Plan, curves: Mapping[str, Curve]) -> str:
-    """Loss curves of a few groups, the chosen size marked: of each role the costliest group."""
-    chosen: dict[str, tuple[float, Group]] = {}
+    """Loss curves of a few groups, the chosen size marked: of each role the costliest group.
+
+    Where there are more roles than styles of a line, those that cost least are left out.
+    """
+    costliest: dict[str, tuple[float, Group]] = {}
     for group in space.groups:
         loss = float(curves[group.name].at(plan.sizes.get(group.name, group.full)))
-        if group.role not in chosen or loss > chosen[group.role][0]:
-            chosen[group.role] = (loss, group)
+        if group.role not in costliest or loss > costliest[group.role][0]:
+            costliest[group.role] = (loss, group)
+    drawn = sorted(costliest, key=lambda role: -costliest[role][0])[: len(STYLES)]
+    chosen = [group for role, (_, group) in costliest.items() if role in drawn]
     figure, axes = canvas(9.5, 4.0)
-    for (colour, dash, marker), (_, group) in zip(STYLES, chosen.values(), strict=False):
+    for (colour, dash, marker), group in zip(STYLES, chosen, strict=False):
         curve = curves[group.name]
         legal = (curve.sizes >= group.least) & (curve.sizes < group.full)
         sizes = curve.sizes[legal & (curve.losses > 0)]

@@ -5,19 +5,20 @@ Pictures are SVG that takes the page's text colour, as in `snapfit.viz.figures`,
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from snapfit.core.errors import SnapfitError, UsageError
+from snapfit.core.errors import UsageError
 from snapfit.core.files import atomic_path, write_json
 from snapfit.core.pareto import Front, Point
 from snapfit.core.plateaus import Staircase
-from snapfit.viz.canvas import INK, STYLES, available, svg
+from snapfit.viz.canvas import INK, STYLES, available, check_drawable, svg
+from snapfit.viz.pages import environment
 
 SUFFIXES = (".html", ".png", ".json")
 
@@ -42,8 +43,8 @@ def check_front_path(path: Path) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"--pareto writes {', '.join(SUFFIXES)}; got {path.name!r}")
-    if path.suffix == ".png" and not available():
-        raise SnapfitError("a picture needs matplotlib: pip install 'snapfit[report]'")
+    if path.suffix == ".png":
+        check_drawable()
 
 
 def write_front(path: Path, front: Front) -> None:
@@ -67,16 +68,9 @@ def write_front(path: Path, front: Front) -> None:
 
 def front_page(front: Front) -> str:
     """One page: the pictures, the marked plans as a table, and what is not known."""
-    environment = Environment(
-        loader=PackageLoader("snapfit", "viz"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     # Drawn by matplotlib, which escapes the names that it writes.
     picture = Markup(front_picture(front)) if available() else ""  # noqa: S704
-    return environment.get_template("frontier.html").render(front=front, picture=picture)
+    return environment().get_template("frontier.html").render(front=front, picture=picture)
 
 
 def front_picture(front: Front) -> str:
@@ -89,7 +83,7 @@ def staircase_picture(stairs: Staircase) -> str:
 
     The full size is drawn as a level: of a rank group it is the dense matrix, no rank.
     """
-    return svg(_staircase(stairs), "staircase", str(escape(_title(stairs))))
+    return svg(_staircase(stairs), "staircase", _title(stairs))
 
 
 def write_staircase(path: Path, stairs: Staircase) -> None:
@@ -118,8 +112,7 @@ def check_staircase_path(path: Path) -> None:
     """
     if path.suffix not in {".svg", ".png"}:
         raise UsageError(f"--plot writes .svg or .png; got {path.name!r}")
-    if not available():
-        raise SnapfitError("a picture needs matplotlib: pip install 'snapfit[report]'")
+    check_drawable()
 
 
 def _title(stairs: Staircase) -> str:
@@ -146,7 +139,8 @@ def _staircase(stairs: Staircase) -> Any:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("rank" if stairs.kind == "rank" else "size")
     axes.set_ylabel("time (us)")
-    axes.set_title(_title(stairs), color=INK, fontsize=10, loc="left")
+    # A device names itself, and may have '$' in its name, which would begin a formula.
+    axes.set_title(_title(stairs), color=INK, fontsize=10, loc="left", parse_math=False)
     axes.legend(frameon=False, labelcolor=INK, fontsize=9)
     return figure
 
@@ -202,8 +196,6 @@ def _panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
 
 
 def _png(figure: Any) -> bytes:
-    import io
-
     figure.patch.set_alpha(1)
     figure.patch.set_facecolor("white")
     buffer = io.BytesIO()

@@ -76,7 +76,7 @@ def render(
             unit=next(iter(curves.values())).unit if curves else "",
             pictures=pictures,
             drawn=available(),
-            warnings=[*report.get("warnings", ()), *warnings],
+            warnings=warnings,
             environment={
                 key: value for key, value in report.get("environment", {}).items() if value
             },

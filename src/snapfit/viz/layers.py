@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from snapfit.core.errors import SnapfitError, UsageError
+from snapfit.core.errors import UsageError
 from snapfit.core.files import atomic_path
-from snapfit.viz.canvas import available, svg
+from snapfit.viz.canvas import check_drawable, svg
 
 LABELLED = 40
 """Cells of more layers than this are too narrow for a number."""
@@ -51,8 +51,7 @@ def write_layers(path: Path, report: Mapping[str, Any]) -> None:
     ending = path.suffix.lower()
     if ending not in {".png", ".html"}:
         raise UsageError(f"{path} must end in .png or .html")
-    if not available():
-        raise SnapfitError("pictures need matplotlib: pip install 'snapfit[report]'")
+    check_drawable()
     figure = layers_figure(report)
     with atomic_path(path) as temporary:
         if ending == ".png":
@@ -95,7 +94,8 @@ def layers_figure(report: Mapping[str, Any]) -> Any:
     places = np.arange(0, full, every)
     axes.set_xticks(places + 0.5, [str(place) for place in places])
     axes.set_xlabel("decoder layer" if report["part"] == "layer" else f"{report['part']} of layer")
-    axes.set_title(f"Which layers go first: {report['model']}", fontsize=10)
+    # A path may have '$' in it, which would begin a formula.
+    axes.set_title(f"Which layers go first: {report['model']}", fontsize=10, parse_math=False)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

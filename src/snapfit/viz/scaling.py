@@ -105,12 +105,13 @@ def error_picture(models: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
 
 
 def drift_picture(
-    models: Mapping[str, tuple[Sequence[float], Sequence[float | None]]], label: str
+    models: Mapping[str, tuple[Sequence[float | None], Sequence[float | None]]], label: str
 ) -> str:
     """Drift against position in the trace, with standard errors.
 
     Args:
-        models: by model: means of equal parts of the trace, and their standard errors or None.
+        models: by model: means of equal parts of the trace, and their standard errors; None where
+            nothing is known.
         label: of the figure that drifts.
 
     """
@@ -131,7 +132,7 @@ def drift_picture(
     return svg(figure, f"drift-{label}", f"{label} against position in the trace")
 
 
-def layers_picture(models: Mapping[str, Sequence[float]]) -> str:
+def layers_picture(models: Mapping[str, Sequence[float | None]]) -> str:
     """Cosine of the hidden states with the original's, against the layer of the compressed model.
 
     Args:
@@ -140,7 +141,8 @@ def layers_picture(models: Mapping[str, Sequence[float]]) -> str:
     """
     figure, axes = canvas(9.5, 3.4)
     for (colour, dash, marker), (model, cosines) in zip(_styles(), models.items(), strict=False):
-        axes.plot(cosines, dash, color=colour, marker=marker, markersize=4, label=model)
+        cosine = np.array(cosines, dtype=float)
+        axes.plot(cosine, dash, color=colour, marker=marker, markersize=4, label=model)
     axes.set_xlabel("layer (0: embedding)")
     axes.set_ylabel("cosine")
     axes.grid(visible=True, color=INK, alpha=0.15, linewidth=0.6)

@@ -10,7 +10,7 @@ from snapfit.core.curve import Curve
 from snapfit.core.plan import Plan
 from snapfit.core.space import Space
 
-_NOT_FIGURES = frozenset({"schema", "details", "environment", "warnings", "stages", "reasoning"})
+_NOT_FIGURES = frozenset({"schema", "details", "environment", "stages", "reasoning"})
 _LABELS = {
     "perplexity.dense": "Perplexity before",
     "perplexity.compressed": "Perplexity after",
@@ -171,7 +171,7 @@ def facts(report: Mapping[str, Any], plan: Plan) -> list[tuple[str, str]]:
     rows += [
         (name, str(value))
         for name, value in _leaves(report)
-        if isinstance(value, str | bool) and name not in known and name not in {"version", "output"}
+        if isinstance(value, str | bool) and name not in known
     ]
     return rows
 

@@ -74,11 +74,12 @@ class Generator(Protocol):
     def context(self) -> int | None:
         """See the attributes."""
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
-        """Answer every request, in order; results come as soon as their batch is done.
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
+        """Answer every request; results come as soon as they are there, each with its index.
 
         Raises:
-            SnapfitError: the backend failed for good; says what it said last.
+            SnapfitError: the backend failed for good; says what it said last. What was generated
+                came before.
 
         """
 

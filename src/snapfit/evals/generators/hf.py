@@ -9,12 +9,14 @@ Shape suffixes: B rows, T tokens so far, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from snapfit.core.errors import SnapfitError
 from snapfit.evals.generators.base import Generation, Request, finished
@@ -53,7 +55,7 @@ class TransformersGenerator:
         told: Any = model.config.get_text_config()
         self.context: int | None = getattr(told, "max_position_embeddings", None)
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
         """Answer in batches of consecutive requests: put those of like length together.
 
         Raises:
@@ -61,7 +63,8 @@ class TransformersGenerator:
 
         """
         for start in range(0, len(requests), self.chunk):
-            yield from self._answer(requests[start : start + self.chunk])
+            part = requests[start : start + self.chunk]
+            yield from enumerate(self._answer(part), start)
 
     @torch.no_grad()
     def _answer(self, requests: Sequence[Request]) -> Iterator[Generation]:
@@ -86,17 +89,18 @@ class TransformersGenerator:
             ids_BT[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
             mask_BT[row, width - len(request.prompt) :] = 1
         model: Any = self._model
-        generated_BT: Tensor = model.generate(
-            ids_BT.to(device),
-            attention_mask=mask_BT.to(device),
-            do_sample=False,
-            max_new_tokens=max(request.max_tokens for request in requests),
-            eos_token_id=sorted(self._eos) or None,
-            pad_token_id=self._pad,
-            logits_processor=[_Noise(requests)],
-            stopping_criteria=[_Limits(requests, width)],
-            use_cache=True,
-        )
+        with _without_habits(model):
+            generated_BT: Tensor = model.generate(
+                ids_BT.to(device),
+                attention_mask=mask_BT.to(device),
+                do_sample=False,
+                max_new_tokens=max(request.max_tokens for request in requests),
+                eos_token_id=sorted(self._eos) or None,
+                pad_token_id=self._pad,
+                logits_processor=[_Noise(requests)],
+                stopping_criteria=[_Limits(requests, width)],
+                use_cache=True,
+            )
         return [tuple(row[width:]) for row in generated_BT.tolist()]
 
     def _check(self, requests: Sequence[Request]) -> None:
@@ -108,6 +112,20 @@ class TransformersGenerator:
                     f"{request.max_tokens} exceed the model's context of {self.context}; use "
                     "smaller budgets or shorter problems"
                 )
+
+
+@contextlib.contextmanager
+def _without_habits(model: Any) -> Iterator[None]:
+    """Leave out, while the block runs, the settings that a checkpoint recommends.
+
+    Such as a repetition penalty, which no other backend would apply.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class _Noise:

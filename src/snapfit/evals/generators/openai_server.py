@@ -10,23 +10,29 @@ the wait; a request that is wrong (4xx) is not.
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
-from urllib.parse import urlsplit
 
-from snapfit.core.errors import SnapfitError, UsageError
+from snapfit.core.errors import SnapfitError
 from snapfit.evals.generators.base import Generation, Request, finished
+from snapfit.evals.remote import MayPass, check_address, post, retried
 
 ATTEMPTS = 6
 FIRST_WAIT = 1.0
 TIMEOUT = 600.0
 PARALLEL = 16
-TRANSIENT = frozenset({408, 409, 425, 429})
+
+PLAIN = {
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""The model's own distribution. Unsaid, `vllm serve` samples as the checkpoint recommends."""
 
 
 class ServerGenerator:
@@ -65,16 +71,13 @@ class ServerGenerator:
         timeout: float = TIMEOUT,
         parallel: int = PARALLEL,
     ) -> None:
-        if urlsplit(url).scheme not in {"http", "https"}:
-            raise UsageError(f"{url!r} is no address of a server; one is http://localhost:8000/v1")
+        check_address(url)
         self._url = f"{url.rstrip('/')}/completions"
         self._model = model
         self._encode = encode
         self._decode = decode
         self._eos = eos
-        self._headers = {"Content-Type": "application/json"}
-        if key:
-            self._headers["Authorization"] = f"Bearer {key}"
+        self._key = key
         self._attempts = attempts
         self._first_wait = first_wait
         self._timeout = timeout
@@ -82,49 +85,49 @@ class ServerGenerator:
         self.chunk = 4 * parallel
         self.context: int | None = None
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
-        """Answer with several requests in flight; results keep the order of the requests.
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
+        """Answer with several requests in flight; results come in the order in which they end.
 
         Raises:
-            SnapfitError: a request failed for good; those before it were returned.
+            SnapfitError: a request failed for good. Those that were in flight are awaited and
+                returned first, and no other is begun.
 
         """
         with ThreadPoolExecutor(self._parallel) as pool:
-            futures = [pool.submit(self._ask, request) for request in requests]
+            futures = {pool.submit(self._ask, request): at for at, request in enumerate(requests)}
+            failure: SnapfitError | None = None
             try:
-                for future in futures:
-                    yield future.result()
+                for future in as_completed(futures):
+                    if future.cancelled():
+                        continue
+                    try:
+                        found = future.result()
+                    except SnapfitError as error:
+                        failure = failure or error
+                        _cancel(futures)
+                    else:
+                        yield futures[future], found
             finally:
-                for future in futures:
-                    future.cancel()
+                _cancel(futures)
+        if failure is not None:
+            raise failure
 
     def _ask(self, request: Request) -> Generation:
         if request.max_tokens <= 0:
             return Generation(ids=(), ended="length", seconds=0.0)
-        wait, last = self._first_wait, ""
-        for attempt in range(self._attempts):
-            if attempt:
-                time.sleep(wait)
-                wait *= 2
-            began = time.perf_counter()
-            try:
-                ids, stopped = self._read(self._post(request), request)
-            except _Again as error:
-                last = str(error)
-                continue
-            kept, ended = finished(ids, request, self._eos)
-            if ended == "length" and stopped is not None:
-                # The server left out what ended it.
-                ended = "stop" if stopped else "eos"
-            seconds = (time.perf_counter() - began) / self._parallel
-            return Generation(ids=kept, ended=ended, seconds=seconds)
-        raise SnapfitError(
-            f"{self._url} failed {self._attempts} times, last with: {last}; what was generated so "
-            "far is kept, run the same command again when the server is well"
+        return retried(
+            lambda: self._attempt(request),
+            name=self._url,
+            attempts=self._attempts,
+            first_wait=self._first_wait,
+            advice="; what was generated so far is kept, run the same command again when the "
+            "server is well",
         )
 
-    def _post(self, request: Request) -> Any:
+    def _attempt(self, request: Request) -> Generation:
+        began = time.perf_counter()
         body = {
+            **PLAIN,
             "model": self._model,
             "prompt": list(request.prompt),
             "max_tokens": request.max_tokens,
@@ -135,19 +138,14 @@ class ServerGenerator:
         }
         if request.stop:
             body["stop"] = [self._decode(stop) for stop in request.stop]
-        call = urllib.request.Request(  # noqa: S310 - the scheme was checked
-            self._url, data=json.dumps(body).encode(), headers=self._headers
-        )
-        try:
-            with urllib.request.urlopen(call, timeout=self._timeout) as answer:  # noqa: S310
-                return json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            said = error.read(500).decode(errors="replace").strip()
-            if error.code >= 500 or error.code in TRANSIENT:
-                raise _Again(f"status {error.code} {said}") from error
-            raise SnapfitError(f"{self._url} refuses the request ({error.code}): {said}") from error
-        except (OSError, ValueError) as error:
-            raise _Again(f"{type(error).__name__}: {error}") from error
+        answer = post(self._url, body, key=self._key, timeout=self._timeout)
+        ids, stopped = self._read(answer, request)
+        kept, ended = finished(ids, request, self._eos)
+        if ended == "length" and stopped is not None:
+            # The server left out what ended it.
+            ended = "stop" if stopped else "eos"
+        seconds = (time.perf_counter() - began) / self._parallel
+        return Generation(ids=kept, ended=ended, seconds=seconds)
 
     def _read(self, answer: Any, request: Request) -> tuple[tuple[int, ...], bool | None]:
         """Token ids, and what ended them if the server says: a stop sequence, or else the model."""
@@ -158,9 +156,9 @@ class ServerGenerator:
             usage = answer.get("usage") or {}
             count = usage.get("completion_tokens")
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise _Again(f"an answer without a completion: {str(answer)[:200]}") from error
+            raise MayPass(f"an answer without a completion: {str(answer)[:200]}") from error
         if not isinstance(text, str):
-            raise _Again(f"an answer without text: {str(answer)[:200]}")
+            raise MayPass(f"an answer without text: {str(answer)[:200]}")
         if isinstance(count, int) and count > request.max_tokens:
             raise SnapfitError(
                 f"{self._url} generated {count} tokens where {request.max_tokens} were allowed; "
@@ -172,10 +170,14 @@ class ServerGenerator:
         return tokens, stopped
 
 
-class _Again(Exception):
-    """This attempt failed, the next may not."""
+def _cancel(futures: Iterable[Future[Generation]]) -> None:
+    for future in futures:
+        future.cancel()
 
 
 def _stopped(choice: Mapping[str, Any]) -> bool:
-    """Whether a stop sequence ended it, as vLLM says by name; others end by either."""
-    return choice.get("stop_reason") is not None
+    """Whether a stop sequence ended it, which vLLM names; a number is a token that ends it.
+
+    Others do not say, and end by either.
+    """
+    return isinstance(choice.get("stop_reason"), str)

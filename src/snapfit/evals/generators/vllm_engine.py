@@ -14,6 +14,7 @@ from typing import Any
 
 from snapfit.core.errors import SnapfitError
 from snapfit.evals.generators.base import Generation, Request, finished
+from snapfit.evals.vllm_start import cause, engine_settings
 
 CHUNK = 256
 """Requests handed to the engine together; it batches them itself."""
@@ -31,9 +32,11 @@ class VllmGenerator:
         decode: token ids to text, for stop sequences.
         dtype: of the weights in the engine.
         max_model_len: longest prompt and generation together; None for the model's own.
+        trust_remote_code: allow the checkpoint's own Python code to run.
 
     Raises:
         SnapfitError: vLLM is not installed, or its engine does not start.
+        UsageError: the checkpoint needs its own code, and it may not run.
 
     """
 
@@ -48,7 +51,9 @@ class VllmGenerator:
         decode: Callable[[Sequence[int]], str],
         dtype: str = "auto",
         max_model_len: int | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
+        settings = engine_settings(model, trust_remote_code=trust_remote_code)
         try:
             import vllm
         except ImportError as error:
@@ -67,12 +72,13 @@ class VllmGenerator:
                 disable_log_stats=True,
                 seed=0,
                 **_of_platform(vllm),
+                **settings,
             )
         except Exception as error:
-            raise SnapfitError(f"vLLM cannot serve {model}: {_last_line(error)}") from error
+            raise SnapfitError(f"vLLM cannot serve {model}: {cause(error)}") from error
         self.context: int | None = self._engine.llm_engine.model_config.max_model_len
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
         """Answer in rounds, within which the engine batches as it likes.
 
         Raises:
@@ -85,12 +91,12 @@ class VllmGenerator:
             began = time.perf_counter()
             found = iter(self._run(asked) if asked else [])
             share = (time.perf_counter() - began) / max(1, len(asked))
-            for request in part:
+            for at, request in enumerate(part, start):
                 if request.max_tokens <= 0:
-                    yield Generation(ids=(), ended="length", seconds=0.0)
+                    yield at, Generation(ids=(), ended="length", seconds=0.0)
                     continue
                 ids, ended = finished(next(found), request, self._eos)
-                yield Generation(ids=ids, ended=ended, seconds=share)
+                yield at, Generation(ids=ids, ended=ended, seconds=share)
 
     def _run(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
         params = [self._params(request) for request in requests]
@@ -98,7 +104,7 @@ class VllmGenerator:
         try:
             outputs = self._engine.generate(prompts, params, use_tqdm=False)
         except Exception as error:
-            raise SnapfitError(f"vLLM failed while generating: {_last_line(error)}") from error
+            raise SnapfitError(f"vLLM failed while generating: {cause(error)}") from error
         return [tuple(output.outputs[0].token_ids) for output in outputs]
 
     def _params(self, request: Request) -> Any:
@@ -117,6 +123,7 @@ class VllmGenerator:
             stop=longer or None,
             include_stop_str_in_output=bool(longer),
             detokenize=bool(longer),
+            skip_special_tokens=False,  # or s1's "<|im_start|>answer" would stop nothing
         )
 
 
@@ -133,8 +140,3 @@ def _of_platform(vllm: Any) -> dict[str, Any]:
             "enable_chunked_prefill": False,
         }
     return {}
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

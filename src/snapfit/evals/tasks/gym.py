@@ -52,8 +52,7 @@ def load(spec: str, *, limit: int | None, seed: int) -> Task:
     def judge(problem: Problem, text: str) -> Judged:
         answer = understood(text, lines="\n" in problem.answer)
         entry = entries[int(problem.id)]
-        right = answer is not None and float(data.score_answer(answer, entry)) >= 1.0
-        return Judged(answer=answer, correct=right)
+        return Judged(answer=answer, correct=answer is not None and _right(data, answer, entry))
 
     easy = difficulty.isdecimal() and int(difficulty) < HARD_LEVEL
     return Task(
@@ -68,6 +67,14 @@ def load(spec: str, *, limit: int | None, seed: int) -> Task:
         equivalence="exact",
         settings={"seed": seed, **settings},
     )
+
+
+def _right(data: Any, answer: str, entry: Any) -> bool:
+    """Whether it gets full marks; an answer that the library's scorer stumbles over gets none."""
+    try:
+        return float(data.score_answer(answer, entry)) >= 1.0
+    except Exception:  # noqa: BLE001 - what a task's own scorer makes of nonsense
+        return False
 
 
 def understood(text: str, *, lines: bool = False) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from snapfit.core.errors import CorruptFile, SnapfitError, UsageError
-from snapfit.evals.scoring import judge_choice, judge_math
+from snapfit.evals.scoring import check_gold, judge_choice, judge_math
 from snapfit.evals.tasks.base import Family, Problem, Task
 
 PROBLEM_KEYS = ("problem", "question", "prompt", "input")
@@ -31,7 +31,7 @@ _FAMILIES: tuple[tuple[str, Family], ...] = (
     ("aime", "long"),
     ("gpqa", "long"),
 )
-_ANSWER = re.compile(r"(?:####|[Tt]he answer is:?)\s*(.+?)\s*$", re.DOTALL)
+_MARK = re.compile(r"####|[Tt]he answer is:?")
 
 
 def load(
@@ -53,7 +53,8 @@ def load(
 
     Raises:
         SnapfitError: no such file, no such key.
-        CorruptFile: a line is no JSON object.
+        UsageError: an answer can be judged by nobody here.
+        CorruptFile: a line is no JSON object, or lacks what a problem needs.
 
     """
     rows = list(_rows(path, limit))
@@ -64,7 +65,7 @@ def load(
     settings = {"file": str(path), "problems": len(rows)}
     if {"goal", "sol1", "sol2"} <= rows[0].keys():
         labels = _labels(path, len(rows))
-        problems = tuple(_pair(i, row, labels[i]) for i, row in enumerate(rows))
+        problems = tuple(_pair(i, row, labels[i], path) for i, row in enumerate(rows))
         return _choices(name, found, problems, settings)
     if isinstance(rows[0].get("choices"), list):
         problems = tuple(_letters(i, row, path) for i, row in enumerate(rows))
@@ -78,8 +79,8 @@ def load(
         problems=tuple(
             Problem(
                 id=str(i),
-                question=str(_field(row, asked, path, i)),
-                answer=gold(str(_field(row, answered, path, i))),
+                question=_field(row, asked, path, i),
+                answer=_gold(row, answered, path, i),
             )
             for i, row in enumerate(rows)
         ),
@@ -90,9 +91,15 @@ def load(
 
 
 def gold(text: str) -> str:
-    """The answer in a solution: after '####' or 'The answer is', else the text as it is."""
-    match = _ANSWER.search(text)
-    return match[1].rstrip(".") if match else text
+    """The answer in a solution: after the last '####' or 'The answer is', else the whole text."""
+    *before, last = _MARK.split(text)
+    return (last.strip().rstrip(".") if before else "") or text
+
+
+def _gold(row: Mapping[str, Any], key: str, path: Path, index: int) -> str:
+    answer = gold(_field(row, key, path, index))
+    check_gold(answer, f"{path}, line {index + 1}")
+    return answer
 
 
 def family_of(name: str) -> Family:
@@ -115,24 +122,25 @@ def _choices(
     )
 
 
-def _pair(index: int, row: Mapping[str, Any], label: int) -> Problem:
+def _pair(index: int, row: Mapping[str, Any], label: int, path: Path) -> Problem:
     """PIQA as lm-evaluation-harness asks it."""
+    goal, first, second = (_field(row, key, path, index) for key in ("goal", "sol1", "sol2"))
     return Problem(
         id=str(index),
-        question=f"Question: {row['goal']}\nAnswer:",
-        choices=(f" {row['sol1']}", f" {row['sol2']}"),
+        question=f"Question: {goal}\nAnswer:",
+        choices=(f" {first}", f" {second}"),
         answer=str(label),
     )
 
 
 def _letters(index: int, row: Mapping[str, Any], path: Path) -> Problem:
     """MMLU as lm-evaluation-harness asks it: the choices are in the question, letters follow."""
-    choices, answer = row["choices"], row.get("answer")
-    if not 2 <= len(choices) <= len(LETTERS):
-        raise CorruptFile(f"{path}, line {index + 1}: {len(choices)} choices")
-    if isinstance(answer, str) and answer in LETTERS:
+    choices, answer = row.get("choices"), row.get("answer")
+    if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
+        raise CorruptFile(f"{path}, line {index + 1} has no list of 2 to {len(LETTERS)} choices")
+    if isinstance(answer, str) and answer in set(LETTERS):
         answer = LETTERS.index(answer)
-    if not isinstance(answer, int) or not 0 <= answer < len(choices):
+    if type(answer) is not int or not 0 <= answer < len(choices):
         raise CorruptFile(f"{path}, line {index + 1}: answer {answer!r} is no choice's index")
     subject = str(row.get("type") or row.get("subject") or "").replace("_", " ")
     head = "The following are multiple choice questions (with answers)"
@@ -140,7 +148,7 @@ def _letters(index: int, row: Mapping[str, Any], path: Path) -> Problem:
     listed = "\n".join(f"{LETTERS[i]}. {choice}" for i, choice in enumerate(choices))
     return Problem(
         id=str(index),
-        question=f"{about}{str(row['question']).strip()}\n{listed}\nAnswer:",
+        question=f"{about}{_field(row, 'question', path, index).strip()}\n{listed}\nAnswer:",
         choices=tuple(f" {LETTERS[i]}" for i in range(len(choices))),
         answer=str(answer),
     )
@@ -149,7 +157,7 @@ def _letters(index: int, row: Mapping[str, Any], path: Path) -> Problem:
 def _rows(path: Path, limit: int | None) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise SnapfitError(f"no such file of problems: {path}")
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines):
             if limit is not None and number >= limit:
                 return
@@ -179,7 +187,10 @@ def _found(row: Mapping[str, Any], keys: tuple[str, ...], path: Path, option: st
     raise UsageError(f"{path} has the keys {', '.join(row)}; say which one with {option}")
 
 
-def _field(row: Mapping[str, Any], key: str, path: Path, index: int) -> Any:
+def _field(row: Mapping[str, Any], key: str, path: Path, index: int) -> str:
     if key not in row:
-        raise SnapfitError(f"{path}, line {index + 1} has no key {key!r}")
-    return row[key]
+        raise CorruptFile(f"{path}, line {index + 1} has no key {key!r}")
+    value = row[key]
+    if type(value) not in {str, int, float} or not str(value).strip():
+        raise CorruptFile(f"{path}, line {index + 1}: {key} is {value!r}, no text and no number")
+    return str(value)

@@ -36,6 +36,12 @@ class Drift:
     cosine_LT: Floats
 
 
+def comparable(base: Any, other: Any) -> bool:
+    """Whether two models have the same vocabulary and hidden size."""
+    first, second = (model.get_input_embeddings().weight.shape for model in (base, other))
+    return bool(first == second)
+
+
 @torch.no_grad()
 def drift(base: Any, other: Any, ids: Sequence[int]) -> Drift:
     """Drift along the token ids of one trace, prompt included.

@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-import time
-import urllib.error
-import urllib.request
 from typing import Any
-from urllib.parse import urlsplit
 
-from snapfit.core.errors import SnapfitError, UsageError
+from snapfit.evals.remote import MayPass, check_address, post, retried
 from snapfit.evals.traces.behaviours import HABITS
 
 TIMEOUT = 300.0
 ATTEMPTS = 3
 FIRST_WAIT = 1.0
-TRANSIENT = frozenset({408, 409, 425, 429})
 
 QUESTION = """Below is a chain of reasoning. Count the places where the writer
 - verifies a result (verification),
@@ -51,41 +46,28 @@ def judged_behaviours(
             asked, three times.
 
     """
-    if urlsplit(url).scheme not in {"http", "https"}:
-        raise UsageError(f"{url!r} is no address of a server; one is http://localhost:8000/v1")
-    headers = {"Content-Type": "application/json"}
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
+    check_address(url)
     body = {
         "model": model,
         "messages": [{"role": "user", "content": QUESTION.format(text=text)}],
         "temperature": 0,
     }
-    last = ""
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(wait * 2 ** (attempt - 1))
-        call = urllib.request.Request(  # noqa: S310 - the scheme was checked
-            f"{url.rstrip('/')}/chat/completions", data=json.dumps(body).encode(), headers=headers
-        )
-        try:
-            with urllib.request.urlopen(call, timeout=TIMEOUT) as answer:  # noqa: S310
-                return _read(json.loads(answer.read()))
-        except urllib.error.HTTPError as error:
-            last = f"status {error.code}"
-            if error.code < 500 and error.code not in TRANSIENT:
-                raise SnapfitError(
-                    f"the judge at {url} refuses the request ({error.code})"
-                ) from error
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            last = f"{type(error).__name__}: {error}"
-    raise SnapfitError(f"the judge at {url} failed {ATTEMPTS} times, last with {last}")
+    address = f"{url.rstrip('/')}/chat/completions"
+    return retried(
+        lambda: _read(post(address, body, key=key, timeout=TIMEOUT)),
+        name=f"the judge at {url}",
+        attempts=ATTEMPTS,
+        first_wait=wait,
+    )
 
 
 def _read(answer: Any) -> dict[str, int]:
-    said = str(answer["choices"][0]["message"]["content"])
-    match = re.search(r"\{[^{}]*\}", said)
-    if match is None:
-        raise ValueError(f"no JSON object in {said[:100]!r}")
-    counts = json.loads(match[0])
-    return {habit: int(counts[habit]) for habit in HABITS}
+    try:
+        said = str(answer["choices"][0]["message"]["content"])
+        match = re.search(r"\{[^{}]*\}", said)
+        if match is None:
+            raise ValueError(f"no JSON object in {said[:100]!r}")
+        counts = json.loads(match[0])
+        return {habit: int(counts[habit]) for habit in HABITS}
+    except (ValueError, OverflowError, KeyError, IndexError, TypeError) as error:
+        raise MayPass(f"{type(error).__name__}: {error}") from error
