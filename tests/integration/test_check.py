@@ -106,8 +106,13 @@ def test_other_models_are_asked_reasoning_gym(tmp_path: Path) -> None:
     assert require("keeps-reasoning", entries) is not None
 
 
-def test_a_context_without_room_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_context_without_room_is_said(tmp_path: Path, nested: bool) -> None:
+    """Of a model that also sees, the language model's settings lie one level deeper."""
     base = build("llama", tmp_path / "base")
+    file = base / "config.json"
+    if nested:
+        file.write_text(json.dumps({"text_config": json.loads(file.read_text())}))
     entries = run_check(base, base, tmp_path / "records")
     assert entries["reasoning.verdict"] == "not enough samples to say"
     assert "context is too short" in str(entries["reasoning.reasons"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from done import Done
+from done import Done, assert_one_line_error
 
 from snapfit import pipeline
 from snapfit.core.errors import SnapfitError
@@ -19,33 +19,6 @@ from snapfit.core.progress import Progress
 
 EVERYTHING_SMALL = ["--calib-tokens", "1024", "--context", "128"]
 EVALUATION = ["--eval-context", "64", "--eval-windows", "4"]
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from snapfit.evals.procedural import text_lines
-
-    file = tmp_path_factory.mktemp("text") / "held_out.txt"
-    file.write_text("\n".join(text_lines(seed=3, count=200)))
-    return file
-
-
-def dims(**changes: Any) -> dict[str, Any]:
-    groups = [
-        {"name": f"layer{i}", "size": 100.5 + i, "full": 256, "cost": 512, "score": 1.0 + i}
-        for i in range(4)
-    ]
-    return {"groups": groups, **changes}
-
-
-def assert_one_line_error(done: Done, code: int, *parts: str) -> None:
-    assert done.code == code, done.err
-    assert done.out == ""
-    lines = [line for line in done.err.splitlines() if line]
-    assert len(lines) == 1, done.err
-    assert lines[0].startswith("error: ")
-    for part in parts:
-        assert part in lines[0]
 
 
 # -- bad use ------------------------------------------------------------------------------------
@@ -103,7 +76,8 @@ def test_folder_without_a_model(cli: Callable[..., Done], tmp_path: Path) -> Non
 
 def test_folder_that_is_a_file(cli: Callable[..., Done], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no model")
-    assert cli("compress", tmp_path / "file", "-o", tmp_path / "out").code in {1, 2}
+    done = cli("compress", tmp_path / "file", "-o", tmp_path / "out")
+    assert_one_line_error(done, 2, "file is a file; give the model's folder")
 
 
 def test_output_that_exists(cli: Callable[..., Done], tmp_path: Path) -> None:
@@ -114,53 +88,10 @@ def test_output_that_exists(cli: Callable[..., Done], tmp_path: Path) -> None:
     assert (tmp_path / "out" / "precious.txt").read_text() == "keep me"
 
 
-# -- plans of strangers -------------------------------------------------------------------------
-
-
-PLAN = {
-    "schema": 1,
-    "model": "embedded",
-    "revision": "r",
-    "architecture": "llama",
-    "method": "svd",
-    "objective": "curve",
-    "sizes": {"model.layers.0.mlp.up_proj": 8},
-    "budget": {},
-    "predicted": {},
-}
-
-
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"sizes": {"../../etc/passwd": 8}}, "../../etc/passwd"),
-        ({"sizes": {"/etc/passwd": 8}}, "/etc/passwd"),
-        ({"sizes": {"model..layers": 8}}, "model..layers"),
-        ({"sizes": {"model.layers.0.mlp.up_proj": 1e9}}, "1000000000.0"),
-        ({"method": "../kfac"}, "../kfac"),
-        ({"schema": 99}, "99"),
-        ({"sizes": {}}, "empty"),
-    ],
-)
-def test_hostile_plan(
-    cli: Callable[..., Done], tmp_path: Path, changes: dict[str, Any], part: str
-) -> None:
-    (tmp_path / "plan.json").write_text(json.dumps({**PLAN, **changes}))
-    done = cli("apply", tmp_path / "plan.json", "-o", tmp_path / "out")
-    assert_one_line_error(done, 1, part)
-    assert not (tmp_path / "out").exists()
-
-
-def test_plan_that_is_no_json(cli: Callable[..., Done], tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_text("{")
-    assert_one_line_error(
-        cli("apply", tmp_path / "plan.json", "-o", tmp_path / "out"), 1, "plan.json", "JSON"
-    )
-
-
-def test_plan_that_is_missing(cli: Callable[..., Done], tmp_path: Path) -> None:
-    done = cli("apply", tmp_path / "plan.json", "-o", tmp_path / "out")
-    assert_one_line_error(done, 1, "no such file", "plan.json")
+def test_no_arguments_show_help(cli: Callable[..., Done]) -> None:
+    done = cli()
+    assert done.code == 0
+    assert "compress" in done.out
 
 
 # -- what goes wrong on the way -----------------------------------------------------------------
@@ -220,96 +151,10 @@ def test_progress_and_stray_prints_stay_off_stdout(
     assert "order: 2/2 in" in done.err
 
 
-# -- lists, align -------------------------------------------------------------------------------
-
-
-def test_methods(cli: Callable[..., Done]) -> None:
-    listed = json.loads(cli("methods", "--json").out)["methods"]
-    assert {"svd", "asvd", "fwsvd", "svd-llm", "kfac", "palu"} <= listed.keys()
-    assert all(listed.values())
-    assert not {"base", "registry"} & listed.keys()
-    assert "svd-llm" in cli("methods").out
-
-
-def test_targets(cli: Callable[..., Done]) -> None:
-    listed = json.loads(cli("targets", "--json").out)["targets"]
-    assert {"cpu", "a100_sxm", "h100_sxm"} <= {target["target"] for target in listed}
-    assert "h100_sxm" in cli("targets").out
-
-
-def test_no_arguments_show_help(cli: Callable[..., Done]) -> None:
-    done = cli()
-    assert done.code == 0
-    assert "compress" in done.out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "multiple"), [([], 8), (["--align", 16], 16), (["--target", "a100_sxm"], 16)]
-)
-def test_align(
-    cli: Callable[..., Done], tmp_path: Path, arguments: list[object], multiple: int
-) -> None:
-    (tmp_path / "dims.json").write_text(json.dumps(dims()))
-    done = cli("align", tmp_path / "dims.json", "-o", tmp_path / "out.json", *arguments)
-    assert done.code == 0, done.err
-    written = json.loads((tmp_path / "out.json").read_text())
-    assert all(group["size"] % multiple == 0 for group in written["groups"])
-    assert written["params"]["after"] <= written["budget"]
-
-
-def test_align_keeps_a_share(cli: Callable[..., Done], tmp_path: Path) -> None:
-    (tmp_path / "dims.json").write_text(json.dumps(dims()))
-    files = [tmp_path / "dims.json", "-o", tmp_path / "out.json"]
-    done = cli("align", *files, "--keep", 0.5, "--json")
-    answer = json.loads(done.out)
-    assert answer["params"]["after"] <= 0.5 * answer["params"]["dense"]
-
-
-def test_align_does_not_overwrite(cli: Callable[..., Done], tmp_path: Path) -> None:
-    (tmp_path / "dims.json").write_text(json.dumps(dims()))
-    (tmp_path / "out.json").write_text("precious")
-    done = cli("align", tmp_path / "dims.json", "-o", tmp_path / "out.json")
-    assert_one_line_error(done, 1, "out.json", "--overwrite")
-    assert (tmp_path / "out.json").read_text() == "precious"
-
-
-@pytest.mark.parametrize(
-    ("data", "part"),
-    [
-        ({"groups": []}, "empty"),
-        ({}, "groups"),
-        ({"groups": [{"name": "a", "size": 3}]}, "full"),
-        (dims(budget=-1), "budget"),
-    ],
-)
-def test_align_refuses_damaged_tables(
-    cli: Callable[..., Done], tmp_path: Path, data: dict[str, Any], part: str
-) -> None:
-    (tmp_path / "dims.json").write_text(json.dumps(data))
-    done = cli("align", tmp_path / "dims.json", "-o", tmp_path / "out.json")
-    assert_one_line_error(done, 2, part)
-    assert not (tmp_path / "out.json").exists()
-
-
 # -- the whole way ------------------------------------------------------------------------------
 
 
-def test_perplexity(cli: Callable[..., Done], text: Path) -> None:
-    done = cli("perplexity", "embedded", "--text", text, "--context", 64, "--windows", 3, "--json")
-    answer = json.loads(done.out)
-    assert 1 < answer["perplexity"] < 60
-    assert answer["n"] == 3 * 63
-    assert answer["settings"]["text"] == "held_out.txt"
-
-
-def test_perplexity_of_too_little_text(cli: Callable[..., Done], tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_text("bako color -> teal")
-    done = cli("perplexity", "embedded", "--text", tmp_path / "short.txt")
-    assert done.code == 1
-    assert "short.txt has 4 tokens" in done.err
-
-
-def snapfit(*arguments: object, work: Path) -> subprocess.CompletedProcess[str]:
+def snapfit(*arguments: object, work: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """A real process, as a user starts it."""
     code = "from snapfit.cli import main; main()"
     return subprocess.run(
@@ -317,8 +162,36 @@ def snapfit(*arguments: object, work: Path) -> subprocess.CompletedProcess[str]:
         check=False,
         capture_output=True,
         text=True,
-        env={**os.environ, "SNAPFIT_WORK": str(work)},
+        env={**os.environ, "SNAPFIT_WORK": str(work), **environment},
     )
+
+
+@pytest.mark.parametrize("option", [[], ["--json"]], ids=["table", "json"])
+def test_a_full_stdout_is_one_line(tmp_path: Path, option: list[str]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    code = "from snapfit.cli import main; main()"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "methods", *option],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: No space left on device\n"
+
+
+def test_a_terminal_that_knows_ascii_only(tmp_path: Path, text: Path) -> None:
+    asked = ["--method", "svd", "--objective", "none", "--eval-text", text, *EVALUATION]
+    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    done = snapfit(
+        "compress", "embedded", "-o", tmp_path / "out", *asked, work=tmp_path / "w", **ascii_only
+    )
+    assert done.returncode == 0, done.stderr
+    assert "perplexity" in done.stdout
+    assert done.stdout.isascii()
 
 
 def test_compress_plan_apply_and_info(tmp_path: Path, text: Path) -> None:

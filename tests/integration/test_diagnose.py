@@ -14,13 +14,15 @@ import pytest
 from snapfit import pipeline
 from snapfit.cli.app import run
 from snapfit.core.files import read_json
-from snapfit.core.operators import Linear
+from snapfit.core.operators import Elementwise, Linear, Operator
 from snapfit.core.options import Options
 from snapfit.core.plan import Plan
 from snapfit.core.space import Space
+from snapfit.hardware import resolve_target
 from snapfit.models.describe import describe, open_model
 from snapfit.pipeline.diagnose import diagnose
 from snapfit.pipeline.kernels import kernel_names
+from snapfit.viz.diagnosis import rows_of
 
 TARGET = "a100_sxm"  # wants multiples of 16; so are all sizes of the embedded model itself
 
@@ -125,6 +127,32 @@ def test_kernels_are_watched() -> None:
     """On a CPU the profiler names torch's own operators; the way there is the same."""
     names = kernel_names(Linear(m=4, n=8, k=8), device="cpu", dtype="float32")
     assert any("mm" in name or "linear" in name for name in names)
+
+
+def test_every_shape_has_its_own_kernels(compressed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An odd rank runs another kernel than an even one of the same module, a prompt than a step."""
+
+    def named(operator: Operator, *, device: str, dtype: str) -> tuple[str, ...]:
+        return (f"{device} {dtype} {operator}",)
+
+    gpu = resolve_target(TARGET)
+    monkeypatch.setattr("snapfit.pipeline.diagnose.resolve_target", lambda name: gpu)
+    monkeypatch.setattr("snapfit.pipeline.kernels.kernel_names", named)
+    found = diagnose(compressed / "none", "cuda", "prefill:1x64,decode:1x64")
+    labels = {line.label for line in found.lines}
+    assert len({line.operator for line in found.lines}) > len(labels)
+    for line in found.lines:
+        expected = (f"cuda float16 {line.operator}",)
+        assert found.kernels[str(line.operator)] == expected
+    for phase in ("prefill:1x64", "decode:1x64"):
+        products = [
+            line.operator
+            for line in found.lines
+            if line.phase == phase and not isinstance(line.operator, Elementwise)
+        ]
+        shown = sorted(row.kernels for row in rows_of(found, phase) if row.shape)
+        assert shown == sorted(found.kernels[str(operator)] for operator in products)
+    assert found.to_json()["kernels"].keys() == found.kernels.keys()
 
 
 class Page(HTMLParser):

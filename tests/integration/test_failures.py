@@ -20,8 +20,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
 from tiny_models import build
 
 from snapfit.cli.app import run

@@ -112,7 +112,7 @@ def test_windows_are_spread_evenly() -> None:
 
 
 def test_too_little_text(model: Bigram) -> None:
-    with pytest.raises(SnapfitError, match=r"notes\.txt has 400 tokens; .* use --windows 5"):
+    with pytest.raises(SnapfitError, match=r"notes\.txt has 400 tokens; .* use 5 windows"):
         perplexity(model, Letters([], []), TEXT, context=80, windows=6, source="notes.txt")
 
 

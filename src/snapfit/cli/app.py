@@ -5,6 +5,8 @@ Exit codes: 0 done, 1 failed, 2 bad use, 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -32,6 +34,8 @@ _BadUse: Any = typer.BadParameter.__base__
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without '±' is no failure
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -59,7 +63,8 @@ def run(arguments: list[str]) -> int:
 def _failed(arguments: list[str], message: str, code: int) -> int:
     complain(message)
     if "--json" in arguments:
-        answer_json({"error": message, "exit_code": code})
+        with contextlib.suppress(OSError):  # stdout itself may be what failed
+            answer_json({"error": message, "exit_code": code})
     return code
 
 

@@ -22,6 +22,7 @@ from snapfit.cli.request import (
     takes_request,
 )
 from snapfit.cli.root import app
+from snapfit.core.errors import UsageError
 from snapfit.core.options import REQUIREMENTS, Options
 
 Check = Annotated[
@@ -79,6 +80,8 @@ def plan(
     for file in (output, pareto):
         if file is not None:
             check_new(file, overwrite=options.overwrite)
+    if pareto is not None and pareto.resolve() == output.resolve():
+        raise UsageError(f"-o and --pareto both name {output}; give two files")
     with working() as bars:
         decided = pipeline.plan(model, output, options, bars, pareto=pareto)
     facts = {name: getattr(decided, name) for name in ("model", "method", "objective", "digest")}

@@ -186,6 +186,8 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
     for name, value in facts.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            yield prefix + name, "; ".join(map(str, value)) or "-"
         elif isinstance(value, bool) or not isinstance(value, int | float):
             yield prefix + name, "-" if value is None else str(value)
         else:
@@ -211,8 +213,9 @@ def _with_error(report: Mapping[str, Any], table: str, name: str) -> str:
 
 
 def _stdout() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+    # Names and texts of strangers are shown as they are: brackets in them are no markup.
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=WIDTH)
 
 
 def _one_line(text: str) -> str:

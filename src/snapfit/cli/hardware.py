@@ -74,7 +74,7 @@ def targets(
 @app.command()
 def profile(
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="Profile to write.")
+        Path, typer.Option("-o", "--output", metavar="FILE", help="Profile to write: .json.")
     ],
     subject: Annotated[
         str | None,

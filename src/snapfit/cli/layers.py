@@ -11,11 +11,12 @@ from rich import box
 from rich.table import Table
 
 from snapfit.cli.console import answer_json, say, show, working
-from snapfit.cli.request import AsJson, Overwrite, TrustRemoteCode, Work
+from snapfit.cli.request import AsJson, Overwrite, TrustRemoteCode, Work, check_new
 from snapfit.cli.root import app
-from snapfit.core.errors import SnapfitError, UsageError
+from snapfit.core.errors import UsageError
 from snapfit.core.names import unknown_name
 from snapfit.core.options import Options
+from snapfit.viz.canvas import check_drawable
 
 PARTS = ("layer", "attention", "mlp")
 
@@ -110,5 +111,5 @@ def _check_files(png: Path | None, html: Path | None, *, overwrite: bool) -> Non
             continue
         if file.suffix.lower() != ending:
             raise UsageError(f"{file} must end in {ending}")
-        if file.exists() and not overwrite:
-            raise SnapfitError(f"{file} already exists; choose another file or pass --overwrite")
+        check_new(file, overwrite=overwrite)
+        check_drawable()

@@ -12,6 +12,7 @@ import typer
 
 from snapfit.cli.catalogue import method_names
 from snapfit.core.errors import SnapfitError, UsageError
+from snapfit.core.files import check_writable
 from snapfit.core.names import unknown_name
 from snapfit.core.options import DEFAULT_RATIO, FORMATS, MIXED, SCORES, TEMPLATES, Options
 from snapfit.hardware import resolve_target
@@ -158,7 +159,7 @@ def request(
         typer.Option(
             "--probe",
             help="Measure what truncating each role really costs, correct the curves and plan "
-            "again: better, but holds the dense model in memory.",
+            "again: better where much is removed, but holds the dense model in memory.",
             rich_help_panel=_SIZES,
         ),
     ] = False,
@@ -166,8 +167,8 @@ def request(
         bool,
         typer.Option(
             "--refit",
-            help="Fit the factors to the compressed model's own inputs: better, but another pass "
-            "over the calibration tokens for every plan, instead of only slicing.",
+            help="Fit the factors to the compressed model's own inputs: better where much is "
+            "removed, but another pass over the calibration tokens for every plan.",
             rich_help_panel=_SIZES,
         ),
     ] = False,
@@ -285,11 +286,14 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def check_new(output: Path, *, overwrite: bool) -> None:
-    """Refuse to write over a file.
+    """Refuse, before any work, to write over a file, or where nothing can be written.
 
     Raises:
-        SnapfitError: it exists, and `overwrite` is false.
+        SnapfitError: it exists, and `overwrite` is false; or it is a folder, or in none.
 
     """
+    if output.is_dir():
+        raise SnapfitError(f"{output} is a folder; give a file")
     if output.exists() and not overwrite:
         raise SnapfitError(f"{output} already exists; choose another file or pass --overwrite")
+    check_writable(output)

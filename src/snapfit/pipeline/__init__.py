@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from snapfit.core.files import check_new_directory, read_json, write_json
+from snapfit.core.mixed import check_one_way
 from snapfit.core.options import Options
 from snapfit.core.plan import Plan
 from snapfit.core.progress import Progress, Silent
 from snapfit.pipeline.decide import decide
 from snapfit.pipeline.info import info
 from snapfit.pipeline.jobs import job_of
-from snapfit.pipeline.pareto import check_front_path, save_front
-from snapfit.pipeline.realise import realise
+from snapfit.pipeline.mixed_job import MixedJob
+from snapfit.pipeline.pareto import check_front, front
+from snapfit.pipeline.realise import check_end, realise
+from snapfit.pipeline.record import check_recorded, note_other_tokens
+from snapfit.viz.frontier import write_front
 
 __all__ = ["Options", "apply", "compress", "info", "plan"]
 
@@ -45,6 +49,7 @@ def compress(
     options = options or Options()
     check_new_directory(output, overwrite=options.overwrite)
     job = job_of(model, options, progress or Silent())
+    check_end(job)
     return realise(job, decide(job), output)
 
 
@@ -73,11 +78,11 @@ def plan(
     """
     job = job_of(model, options or Options(), progress or Silent())
     if pareto is not None:
-        check_front_path(pareto)
+        check_front(pareto, job)
     decided = decide(job)
-    write_json(output, decided.to_json())
     if pareto is not None:
-        save_front(pareto, job)
+        write_front(pareto, front(job))
+    write_json(output, decided.to_json())
     return decided
 
 
@@ -108,6 +113,11 @@ def apply(
     check_new_directory(output, overwrite=options.overwrite)
     given = Plan.from_json(read_json(plan_file))
     asked = options.with_recipe(given.recipe)
+    check_recorded(given)
     job = job_of(model or given.model, asked, progress or Silent())
+    check_end(job)
     given.check(job.space)
+    if isinstance(job, MixedJob):
+        check_one_way(job.space, given.sizes)
+    note_other_tokens(job, given)
     return realise(job, given, output)

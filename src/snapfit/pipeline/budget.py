@@ -38,17 +38,35 @@ def target_of(options: Options) -> Target | None:
     return None if options.target is None else resolve_target(options.target)
 
 
-def check_target(job: Job) -> None:
-    """Refuse a target that cannot serve the model however it is compressed.
+def check_asked(job: Job) -> None:
+    """Refuse, before anything that takes long, what no plan of the job could keep.
 
     Raises:
-        UsageError: nothing is called that; or names the rules that clash.
+        UsageError: a budget is malformed, or is of time where the target cannot plan by time;
+            nothing is called like the target; or names the rules that clash.
+        SnapfitError: the model has nothing that the method and the format could make smaller.
 
     """
-    target = target_of(job.options)
+    options, target = job.options, target_of(job.options)
+    space = job.known_space
+    if "latency" in asked(options):
+        _check_timed(job, target)
     if target is not None:
-        target.check(job.space)
-        target.stack.check_format(job.options.format)
+        target.check(space)
+        target.stack.check_format(options.format)
+
+
+def _check_timed(job: Job, target: Target | None) -> None:
+    if target is None or target.timer is None:
+        raise UsageError(
+            "a latency budget needs a target that knows times: --target a100_sxm or a "
+            "saved profile (see snapfit targets)"
+        )
+    if isinstance(target.timer, LiveTimer):
+        raise UsageError(
+            f"a plan by latency needs a profile of {target.name}: run 'snapfit profile --target "
+            f"{target.name} --for {job.model} -o FILE', then give --target FILE"
+        )
 
 
 def planner_of(job: Job) -> Planner:
@@ -58,19 +76,13 @@ def planner_of(job: Job) -> Planner:
     thousands of shapes, which a profile of a few interpolates.
 
     Raises:
-        UsageError: the target or the workload is malformed, or a live device is to be planned for
-            by latency.
+        UsageError: the target or the workload is malformed.
 
     """
     options = job.options
     target = target_of(options)
     watch = None
     live = target is not None and isinstance(target.timer, LiveTimer)
-    if live and "latency" in asked(options):
-        raise UsageError(
-            f"a plan by latency needs a profile of {options.target}: run 'snapfit profile --target "
-            f"{options.target} --for {job.model} -o FILE', then give --target FILE"
-        )
     if target is not None and target.timer and not live and job.whole.frame is not None:
         watch = Stopwatch(
             whole=job.whole,

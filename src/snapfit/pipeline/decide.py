@@ -14,13 +14,14 @@ from snapfit.core.space import Space
 from snapfit.evals.sensitivity import SensitivityProbe
 from snapfit.methods._width_stage import importance
 from snapfit.methods.base import Allocation, RankMethod, WidthMethod
-from snapfit.pipeline.budget import asked, check_target, planner_of, predicted_latency
+from snapfit.pipeline import mixed
+from snapfit.pipeline.budget import asked, check_asked, planner_of, predicted_latency
 from snapfit.pipeline.depth_job import DepthJob, decide_depth
 from snapfit.pipeline.job import Job
-from snapfit.pipeline.mixed import decide_mixed, refuse
 from snapfit.pipeline.mixed_job import MixedJob
 from snapfit.pipeline.probe import role_corrections
 from snapfit.pipeline.record import recorded
+from snapfit.pipeline.windows import first_windows
 
 PROBE_TOKENS = 2_048
 """Calibration tokens that a sensitivity search by perplexity reads at every probe."""
@@ -31,18 +32,32 @@ def decide(job: Job) -> Plan:
 
     Raises:
         Infeasible: the budget cannot be reached; says the nearest that can.
+        UsageError: an option that means nothing for the method, or a target that does not suit.
         SnapfitError: whatever stops an earlier stage.
     """
-    check_target(job)  # now, not after an hour of calibration
-    if isinstance(job, MixedJob):
-        refuse(job.options)
+    _refuse(job)  # now, not after an hour of calibration
     for note in job.notes:
         job.progress.note(note)
     if isinstance(job, MixedJob):
-        return decide_mixed(job)
+        return mixed.decide_mixed(job)
     if isinstance(job, DepthJob):
         return decide_depth(job)
     return _decide(job)
+
+
+def _refuse(job: Job) -> None:
+    """Refuse options that mean nothing for the method, and what no plan could keep."""
+    options = job.options
+    if isinstance(job, MixedJob):
+        mixed.refuse(options)
+    elif job.method.kind != "rank" and (options.probe or options.refit):
+        option = "--probe" if options.probe else "--refit"
+        raise UsageError(f"{option} corrects factors; --method {options.method} makes none")
+    elif isinstance(job, DepthJob) and options.objective in {"gac", "round"}:
+        raise UsageError(
+            f"--objective {options.objective} aligns sizes; a number of layers has no alignment"
+        )
+    check_asked(job)
 
 
 def _decide(job: Job) -> Plan:
@@ -53,7 +68,6 @@ def _decide(job: Job) -> Plan:
         choice = _choose(job, curves, planner, shares)
     corrections: dict[str, float] = {}
     if options.probe:
-        _check_factors(job, "--probe")
         corrections = role_corrections(job, choice.sizes)
         curves = {
             group.name: job.curves[group.name].scaled(corrections[group.role], NATS)
@@ -61,8 +75,6 @@ def _decide(job: Job) -> Plan:
         }
         with job.clock("plan"):
             choice = _choose(job, curves, planner, shares)
-    if options.refit:
-        _check_factors(job, "--refit")
     return recorded(
         job,
         sizes=choice.sizes,
@@ -75,11 +87,6 @@ def _decide(job: Job) -> Plan:
         planner=planner,
         shares=shares,
     )
-
-
-def _check_factors(job: Job, option: str) -> None:
-    if job.method.kind != "rank":
-        raise UsageError(f"{option} corrects factors; --method {job.options.method} makes none")
 
 
 def _choose(
@@ -156,15 +163,16 @@ def _perplexity_probe(job: Job) -> Callable[[str, int], float]:
 
     def probe(name: str, rank: int) -> float:
         if not probes:
-            windows = max(1, PROBE_TOKENS // job.options.context)
+            ids_BT, mask_BT = first_windows(job, max(1, PROBE_TOKENS // job.options.context))
             job.progress.stage("sensitivity", len(groups))
             probes.append(
                 SensitivityProbe(
                     model=job.dense_model(),
-                    ids_BT=job.tokens.ids_BT[:windows],
+                    ids_BT=ids_BT,
                     factors=lambda group, r: job.store.factors(group.layer, group.name, r),
                     groups=groups,
                     memo=job.store.folder / f"sensitivity-{job.tokens.digest}.json",
+                    mask_BT=mask_BT,
                 )
             )
         if name not in seen:

@@ -18,7 +18,8 @@ from snapfit.methods.base import DepthMethod
 from snapfit.methods.registry import settings_of
 from snapfit.models.describe import Family, decoder_layers, family
 from snapfit.models.inspection import linear_layers
-from snapfit.pipeline.job import Job, StageProgress
+from snapfit.pipeline.job import Job
+from snapfit.pipeline.stages import StageProgress
 
 
 @dataclass(frozen=True, kw_only=True)

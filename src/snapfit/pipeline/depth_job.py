@@ -10,7 +10,8 @@ import numpy as np
 
 from snapfit.core.budgets import Column
 from snapfit.core.curve import Curve
-from snapfit.core.errors import Infeasible, UsageError
+from snapfit.core.errors import Infeasible
+from snapfit.core.options import Options
 from snapfit.core.plan import Plan
 from snapfit.core.schedule import Schedule
 from snapfit.core.space import Space
@@ -46,6 +47,11 @@ class DepthJob(Job):
         return depth_space(super().space, self.schedule)
 
     @property
+    def known_space(self) -> Space:
+        """The whole: which weights the group of layers has is known by the schedule."""
+        return self.whole
+
+    @property
     def basis(self) -> str:
         """Name of the method: its schedule is found by the plan's recipe."""
         return self.options.method
@@ -67,17 +73,9 @@ def decide_depth(job: DepthJob) -> Plan:
     Raises:
         Infeasible: the smallest reachable size is above a budget.
         SnapfitError: the method does not reach a model with that many layers less.
-        UsageError: an option that means nothing where layers go.
 
     """
     options = job.options
-    for what, given in (("--refit", options.refit), ("--probe", options.probe)):
-        if given:
-            raise UsageError(f"{what} corrects factors; --method {options.method} makes none")
-    if options.objective in {"gac", "round"}:
-        raise UsageError(
-            f"--objective {options.objective} aligns sizes; a number of layers has no alignment"
-        )
     planner, shares = planner_of(job), asked(options)
     with job.clock("plan"):
         choice = _choose(job, {name: planner.column(name) for name in shares}, shares)
@@ -93,8 +91,13 @@ def decide_depth(job: DepthJob) -> Plan:
             **predicted_latency(planner, sizes),
         },
         planner=planner,
-        shares={} if options.layers is not None else shares,
+        shares={} if options.layers is not None or _listed(options) else shares,
     )
+
+
+def _listed(options: Options) -> bool:
+    """Whether the user named the layers, and so said how many."""
+    return options.method == "selection" and options.ratio is None and options.budget is None
 
 
 def _choose(
@@ -103,9 +106,8 @@ def _choose(
     options, schedule, space = job.options, job.schedule, job.space
     if options.layers is not None:
         return depth_choice(space, schedule, schedule.full - options.layers)
-    listed = not schedule.scores and options.method == "selection"
-    if listed and options.ratio is None and options.budget is None:
-        return depth_choice(space, schedule, min(schedule.sizes))  # the list says how many
+    if _listed(options):
+        return depth_choice(space, schedule, min(schedule.sizes))
     group = space.groups[0]
     reachable = np.array(schedule.reachable, dtype=np.int64)
     fits = np.ones(len(reachable), dtype=np.bool_)

@@ -9,13 +9,11 @@ from typing import Any
 from snapfit.core.errors import SnapfitError
 from snapfit.core.footprint import Footprint
 from snapfit.core.forward import expert_counts, head_parts, layer_parts
-from snapfit.core.operators import Operator
+from snapfit.core.operators import Operator, itemsize_of
 from snapfit.core.target import Target
 from snapfit.core.workload import Phase, Workload
 from snapfit.hardware.registry import resolve_target
 from snapfit.models.footprint import read_footprint
-
-ITEMSIZES = {"float32": 4}
 
 
 def foretell(model: Path, against: Path, target: str, workload: Workload) -> dict[str, Any]:
@@ -73,7 +71,7 @@ def _operators(
     footprint: Footprint, target: Target, phase: Phase
 ) -> Iterator[tuple[Operator, float]]:
     """(operator, how often it runs) of one forward pass on one device."""
-    itemsize, shards = ITEMSIZES.get(target.dtype, 2), target.stack.tp
+    itemsize, shards = itemsize_of(target.dtype), target.stack.tp
     for index, layer in footprint.layers.items():
         modules = tuple(found.module for found in layer)
         frame = footprint.frame_of(index)

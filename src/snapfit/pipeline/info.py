@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from snapfit.checkpoint.format import read_format
-from snapfit.core.errors import SnapfitError
+from snapfit.checkpoint.standalone import KEY
+from snapfit.core.errors import CorruptFile
 from snapfit.core.files import read_json
 from snapfit.core.layout import ModuleLayout
 from snapfit.core.plan import Plan, alignment
@@ -27,9 +29,9 @@ def info(path: str | Path, *, trust_remote_code: bool = False) -> dict[str, Any]
         return _plan_facts(Plan.from_json(read_json(file)))
     if (file / "config.json").is_file():
         config = read_json(file / "config.json")
-        quantization = config.get("quantization_config") if isinstance(config, dict) else None
-        if isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD:
-            return _compressed_facts(file, config)
+        ours = _structure(config) if isinstance(config, dict) else None
+        if ours is not None:
+            return _compressed_facts(file, config, ours)
     source = open_model(path, trust_remote_code=trust_remote_code)
     space = describe(source, name=str(path)).of_kind("rank")
     return {
@@ -64,14 +66,24 @@ def _plan_facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _compressed_facts(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    structure = read_format(config["quantization_config"])
-    layouts = {name: part for name, part in structure.modules.items() if part.ranks}
-    if not structure.changed and not structure.layers:
-        raise SnapfitError(f"{folder} says that snapfit made it but lists no changed module")
+def _structure(config: dict[str, Any]) -> dict[str, Any] | None:
+    """What a 'factored' or 'standalone' checkpoint says of its modules; None for any other."""
+    described = config.get("quantization_config", config.get(KEY))
+    if isinstance(described, dict) and described.get("quant_method") == QUANT_METHOD:
+        return described
+    return None
+
+
+def _compressed_facts(
+    folder: Path, config: dict[str, Any], structure: dict[str, Any]
+) -> dict[str, Any]:
+    modules = read_format(structure).modules
+    layouts = {name: part for name, part in modules.items() if part.ranks}
     report = folder / "report.json"
     found = read_json(report) if report.is_file() else {}
-    return {
+    if not isinstance(found, dict):
+        raise CorruptFile(f"{report} is no table, so it is no report; copy the folder again")
+    facts = {
         "kind": "compressed model",
         "architecture": config.get("model_type"),
         "dtype": config.get("dtype"),
@@ -83,6 +95,11 @@ def _compressed_facts(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
             if key in found
         },
     }
+    try:
+        json.dumps(facts, allow_nan=False)
+    except ValueError as error:
+        raise CorruptFile(f"{report} has a figure that is not finite; copy it again") from error
+    return facts
 
 
 def _ranks(layouts: dict[str, ModuleLayout]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -20,7 +21,7 @@ from snapfit.checkpoint.load import load, load_tokenizer
 from snapfit.core.candidates import AlignRule
 from snapfit.core.clock import Clock
 from snapfit.core.curve import NATS, Curve
-from snapfit.core.files import digest_json, read_json, write_json
+from snapfit.core.files import check_writable, digest_json, read_kept, write_json
 from snapfit.core.fitting import FormatRule, for_format, format_rules
 from snapfit.core.options import DEFAULT_ALIGN, Options
 from snapfit.core.progress import Progress
@@ -38,6 +39,7 @@ from snapfit.models.source import ModelSource
 from snapfit.models.weights import CheckpointReader, open_weights
 from snapfit.nn.ordered import OrderedLayer, OrderedStore
 from snapfit.nn.stream import LayerStream
+from snapfit.pipeline.stages import StageProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,9 @@ class Job:
     @cached_property
     def workspace(self) -> Workspace:
         """Where everything reusable is kept."""
-        return Workspace.at(self.options.work)
+        found = Workspace.at(self.options.work)
+        check_writable(found.root / "any")  # now, not after an hour of calibration
+        return found
 
     @cached_property
     def method(self) -> Method:
@@ -106,6 +110,11 @@ class Job:
     def format_rules(self) -> tuple[FormatRule, ...]:
         """Sizes that the format can say."""
         return format_rules(self.options.format, self.space)
+
+    @property
+    def known_space(self) -> Space:
+        """What is known of the space before anything that takes long."""
+        return self.space
 
     @property
     def schedule(self) -> Schedule | None:
@@ -169,12 +178,13 @@ class Job:
         return read_windows(path)
 
     def _load_tokens(self) -> Tokens:
-        options = self.options
+        options, path = self.options, self.source.path
+        trust = options.trust_remote_code
         asks = needs_tokenizer(options.calib, options.calib_template)
         return load_tokens(
             options.calib,
-            tokenizer=load_tokenizer(self.source.path) if asks else None,
-            model_loader=lambda: load(self.source.path, dtype=torch.float32),
+            tokenizer=load_tokenizer(path, trust_remote_code=trust) if asks else None,
+            model_loader=lambda: load(path, dtype=torch.float32, trust_remote_code=trust),
             vocab_size=int(self.source.config.get_text_config().vocab_size),
             count=options.calib_tokens,
             context=options.context,
@@ -183,38 +193,46 @@ class Job:
             progress=StageProgress(self.progress),
         )
 
+    @property
+    def collected(self) -> Statistics | None:
+        """Statistics of any job on the same tokens that are all that is needed, or more."""
+        return find_statistics(self._statistics_root, needs=self.needs, modules=self._modules)
+
     @cached_property
     def statistics(self) -> Statistics | None:
         """Calibration statistics, complete; None for a job that needs no data.
 
-        What an earlier job collected on the same tokens is used when it is all that is needed, or
-        more: then the ordered bases are shared between objectives too.
+        What an earlier job collected is used, so that objectives share ordered bases too.
         """
         if not self.needs:
             return None
-        tokens = self.tokens
-        depends = {
-            "revision": self.source.revision,
-            "tokens": tokens.digest,
-            "seed": self.options.seed,
-        }
-        root = self.workspace.folder("stats", depends)
-        modules = sorted({matrix.name for group in self.space.groups for matrix in group.matrices})
-        found = find_statistics(root, needs=self.needs, modules=modules)
-        if found is not None:
+        if (found := self.collected) is not None:
             return found
-        key = digest_json({"needs": sorted(self.needs), "modules": modules})
+        key = digest_json({"needs": sorted(self.needs), "modules": self._modules})
         with self.clock("statistics"):
             return collect(
                 self.stream,
-                tokens,
+                self.tokens,
                 self.needs,
-                root / key,
+                self._statistics_root / key,
                 revision=self.source.revision,
                 seed=self.options.seed,
-                modules=modules,
+                modules=self._modules,
                 progress=StageProgress(self.progress),
             )
+
+    @property
+    def _statistics_root(self) -> Path:
+        depends = {
+            "revision": self.source.revision,
+            "tokens": self.tokens.digest,
+            "seed": self.options.seed,
+        }
+        return self.workspace.folder("stats", depends)
+
+    @property
+    def _modules(self) -> list[str]:
+        return sorted({matrix.name for group in self.space.groups for matrix in group.matrices})
 
     @cached_property
     def store(self) -> OrderedStore:
@@ -261,11 +279,9 @@ class Job:
         """
         path = self.store.folder / "notes.json"
         if not path.exists():
-            found: tuple[str, ...] = ()
-            if self.statistics is not None:
-                found = (*self.tokens.notes, *self.statistics.warnings)
-            write_json(path, list(found))
-        return tuple(str(note) for note in read_json(path))
+            seen = self.statistics
+            write_json(path, [*self.tokens.notes, *seen.warnings] if seen else [])
+        return read_kept(path, lambda found: tuple(str(note) for note in found))
 
     @cached_property
     def ordered(self) -> dict[int, OrderedLayer]:
@@ -281,21 +297,3 @@ class Job:
     def summaries(self) -> dict[str, Mapping[str, float]]:
         """Scalars of every group."""
         return {name: s for layer in self.ordered.values() for name, s in layer.summaries.items()}
-
-
-class StageProgress:
-    """A `Progress` as the callback (stage, done, total) that the streaming stages call."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._stage = ""
-        self._done = 0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Open a bar when the stage changes, then move it to `done`."""
-        if stage != self._stage:
-            self._stage, self._done = stage, 0
-            self._progress.stage(stage, total)
-        if done > self._done:
-            self._progress.advance(done - self._done)
-            self._done = done

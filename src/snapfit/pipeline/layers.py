@@ -15,6 +15,7 @@ from snapfit.methods._depth import DepthBase
 from snapfit.methods.registry import load_method, method_names
 from snapfit.pipeline.depth import schedule_of
 from snapfit.pipeline.job import Job
+from snapfit.pipeline.mixed_parts import PartJob
 
 UNINFORMED = frozenset({"random", "selection"})
 """Methods that know nothing of the model: shown only where they are asked for."""
@@ -40,15 +41,17 @@ def layer_scores(
 
     Raises:
         SnapfitError: a method that was asked for cannot score this model.
-        UsageError: no such method, or one that does not remove layers or the part.
+        UsageError: no such model or method, or a method that does not remove layers or the part.
 
     """
     progress = progress or Silent()
     settings = {} if part == "layer" else {"part": part}
+    owner = Job(model=model, options=options, progress=progress)
+    _ = owner.source  # a model that cannot be opened is no matter of one method
     schedules: dict[str, Schedule] = {}
     for name in methods or informed(part):
         asked = replace(options, method=name, settings={**options.settings, **settings})
-        job = Job(model=model, options=asked, progress=progress)
+        job = PartJob(model=model, options=asked, progress=progress, owner=owner)
         if not isinstance(job.method, DepthBase):
             known = ", ".join(depth_methods())
             raise UsageError(f"{name} does not remove layers; these do: {known}")

@@ -45,7 +45,6 @@ def decide_mixed(job: MixedJob) -> Plan:
             **search.figures(),
             "probes": probed.count,
             "probes.tokens": probed.tokens,
-            "probes.seconds": probed.seconds,
             **predicted_latency(planner, best.choice.sizes),
         },
         planner=planner,

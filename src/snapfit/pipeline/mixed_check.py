@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from snapfit.core.curve import NATS, Curve
-from snapfit.core.files import digest_json, read_json, write_json
+from snapfit.core.files import digest_json, read_kept, write_json
 from snapfit.core.measured import Loss
 from snapfit.core.mixed import DROPPED, FACTORED, NARROWED, REMOVED, by_layer, is_dropped, ways
 from snapfit.core.mixed_planner import Losses
@@ -23,8 +23,8 @@ from snapfit.core.space import Group, Space
 from snapfit.evals.layer_divergence import LayerDivergence
 from snapfit.models.describe import family
 from snapfit.pipeline.job import Job
-from snapfit.pipeline.mixed_probes import windows_of
 from snapfit.pipeline.mixed_variants import variant
+from snapfit.pipeline.windows import windows_of
 
 WINDOWS = 4
 """Whole calibration windows that a plan is measured on."""
@@ -100,7 +100,7 @@ class PlanMeter:
             with job.clock("check"):
                 found = self._diverge(smaller)
             write_json(path, {"nats": found.nats, "stderr": found.stderr})
-        return Loss(**read_json(path))
+        return read_kept(path, lambda found: Loss(**found))
 
     def factors(self, losses: Losses, sizes: Mapping[str, int]) -> dict[str, float]:
         """Measured over predicted loss of every kind of choice at `sizes`."""

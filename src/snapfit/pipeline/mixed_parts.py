@@ -11,7 +11,6 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from snapfit.calib.store import find_statistics
 from snapfit.calib.tokens import Tokens
 from snapfit.core.errors import UsageError
 from snapfit.core.options import MIXED, Options
@@ -28,10 +27,10 @@ from snapfit.pipeline.job import Job
 
 @dataclass(frozen=True, kw_only=True)
 class PartJob(Job):
-    """One method of a mixed job, on the same model and tokens.
+    """One method of several, on the same model and tokens.
 
     Attributes:
-        owner: the mixed job, whose model is used.
+        owner: whose model and tokens are used, such as the mixed job.
 
     """
 
@@ -70,16 +69,7 @@ class PartJob(Job):
     @property
     def has_statistics(self) -> bool:
         """Whether all that the method needs has been collected, by whatever job."""
-        if not self.needs:
-            return True
-        depends = {
-            "revision": self.source.revision,
-            "tokens": self.tokens.digest,
-            "seed": self.options.seed,
-        }
-        root = self.workspace.folder("stats", depends)
-        modules = {matrix.name for group in self.space.groups for matrix in group.matrices}
-        return find_statistics(root, needs=self.needs, modules=modules) is not None
+        return not self.needs or self.collected is not None
 
 
 class MixedStore(OrderedStore):

@@ -7,23 +7,21 @@ reuses them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from snapfit.core.errors import CorruptFile
-from snapfit.core.files import read_json, write_json
+from snapfit.core.files import read_kept, write_json
 from snapfit.core.measured import Loss, Point, probe_sizes
 from snapfit.core.mixed import parts_of
 from snapfit.core.space import Group
-from snapfit.evals.divergence import Variant
 from snapfit.evals.layer_divergence import LayerDivergence
 from snapfit.models.describe import family
 from snapfit.pipeline.job import Job
 from snapfit.pipeline.mixed_variants import variant
+from snapfit.pipeline.windows import windows_of
 
 WINDOWS, WINDOW = 4, 128
 """Calibration windows that every probe reads, spread over all of them, and tokens of each."""
@@ -47,14 +45,12 @@ class Probed:
         points: by group; () of one that was not measured.
         drops: without a layer, by its index.
         tokens: that every probe read.
-        seconds: that the measurements took when they were made.
 
     """
 
     points: Mapping[str, tuple[Point, ...]]
     drops: Mapping[int, Loss]
     tokens: int
-    seconds: float
 
     @property
     def count(self) -> int:
@@ -109,22 +105,14 @@ def probe(job: Job, *, alone: frozenset[str], droppable: frozenset[int]) -> Prob
             measure = LayerDivergence(model, layers, ids_BT, mask_BT)
             for one in missing:
                 write_json(path[one.layer], _measured(job, model, measure, one))
-    found = [read_json(path[one.layer]) for one in todo]
-    return _read(found, todo, int(mask_BT.sum()))
-
-
-def windows_of(job: Job, count: int, length: int) -> tuple[Tensor, Tensor]:
-    """(ids, mask) of the first tokens of windows spread over all calibration windows."""
-    tokens = job.tokens
-    step = max(1, len(tokens.ids_BT) // count)
-    ids_BT = tokens.ids_BT[::step][:count, :length]
-    if tokens.mask_BT is None:
-        return ids_BT, torch.ones_like(ids_BT, dtype=torch.bool)
-    mask_BT = tokens.mask_BT[::step][:count, :length]
-    if mask_BT.any():
-        return ids_BT, mask_BT
-    # Where only generated tokens count, they may come late in a window.
-    return tokens.ids_BT[::step][:count], tokens.mask_BT[::step][:count]
+    points: dict[str, tuple[Point, ...]] = {}
+    drops: dict[int, Loss] = {}
+    for one in todo:
+        found, drop = read_kept(path[one.layer], _read)
+        points |= found
+        if drop is not None:
+            drops[one.layer] = drop
+    return Probed(points=points, drops=drops, tokens=int(mask_BT.sum()))
 
 
 def _plan(job: Job, alone: frozenset[str], droppable: frozenset[int]) -> list[_Layer]:
@@ -159,10 +147,8 @@ def _spread(groups: Sequence[Group]) -> set[str]:
 def _measured(
     job: Job, model: torch.nn.Module, measure: LayerDivergence, one: _Layer
 ) -> dict[str, object]:
-    start = perf_counter()
-
     def loss(sizes: Mapping[str, int]) -> list[float | None]:
-        found = measure(_variant(job, model, one, sizes), one.layer)
+        found = measure(variant(model, job.store, one.groups, sizes), one.layer)
         job.progress.advance()
         return [found.nats, found.stderr]
 
@@ -170,34 +156,19 @@ def _measured(
         name: [[size, *loss({name: size})] for size in sizes] for name, sizes in one.sizes.items()
     }
     drop = loss(dict.fromkeys(one.dropped, 0)) if one.dropped else None
-    return {"points": points, "drop": drop, "seconds": perf_counter() - start}
+    return {"points": points, "drop": drop}
 
 
-def _variant(job: Job, model: torch.nn.Module, one: _Layer, sizes: Mapping[str, int]) -> Variant:
-    return variant(model, job.store, one.groups, sizes)
-
-
-def _read(found: Sequence[Mapping], todo: Sequence[_Layer], tokens: int) -> Probed:  # type: ignore[type-arg]
-    try:
-        points = {
-            name: tuple(
-                Point(size=int(size), loss=Loss(nats=nats, stderr=stderr))
-                for size, nats, stderr in measured
-            )
-            for one in found
-            for name, measured in one["points"].items()
-        }
-        drops = dict(_drops(found, todo))
-        seconds = sum(float(one["seconds"]) for one in found)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(
-            f"probes of the work folder are damaged ({error}); delete them"
-        ) from error
-    return Probed(points=points, drops=drops, tokens=tokens, seconds=seconds)
-
-
-def _drops(found: Sequence[Mapping], todo: Sequence[_Layer]) -> Iterator[tuple[int, Loss]]:  # type: ignore[type-arg]
-    for one, layer in zip(found, todo, strict=True):
-        if one["drop"] is not None:
-            nats, stderr = one["drop"]
-            yield layer.layer, Loss(nats=nats, stderr=stderr)
+def _read(found: Mapping[str, Any]) -> tuple[dict[str, tuple[Point, ...]], Loss | None]:
+    """What was measured of one layer's groups, and without the layer."""
+    points = {
+        name: tuple(
+            Point(size=int(size), loss=Loss(nats=nats, stderr=stderr))
+            for size, nats, stderr in measured
+        )
+        for name, measured in found["points"].items()
+    }
+    if found["drop"] is None:
+        return points, None
+    nats, stderr = found["drop"]
+    return points, Loss(nats=nats, stderr=stderr)

@@ -13,9 +13,20 @@ from snapfit.pipeline.budget import asked, planner_of
 from snapfit.pipeline.decide import unaligned_sizes
 from snapfit.pipeline.depth_job import DepthJob
 from snapfit.pipeline.job import Job
-from snapfit.viz.frontier import check_front_path, write_front
+from snapfit.viz.frontier import check_front_path
 
-__all__ = ["check_front_path", "front", "save_front"]
+
+def check_front(path: Path, job: Job) -> None:
+    """Fail before anything that takes long where there will be no front, or no file of it.
+
+    Raises:
+        UsageError: the method's choices are no prefixes of single groups, or the name does not
+            end in .html, .png or .json.
+        SnapfitError: a picture is asked for and matplotlib is missing.
+
+    """
+    check_front_path(path)
+    _refuse(job)
 
 
 def front(job: Job, *, points: int = POINTS) -> Front:
@@ -34,10 +45,7 @@ def front(job: Job, *, points: int = POINTS) -> Front:
         SnapfitError: whatever stops an earlier stage.
 
     """
-    if job.options.mixes or isinstance(job, DepthJob):
-        raise UsageError(
-            f"--pareto is for methods that choose ranks or widths; {job.options.method} does not"
-        )
+    _refuse(job)
     units = {curve.unit for curve in job.curves.values()}
     if units != {NATS}:
         raise UsageError(
@@ -67,12 +75,11 @@ def front(job: Job, *, points: int = POINTS) -> Front:
         )
 
 
-def save_front(path: Path, job: Job) -> Front:
-    """Solve the front and write it to `path` (.html, .png or .json)."""
-    check_front_path(path)
-    found = front(job)
-    write_front(path, found)
-    return found
+def _refuse(job: Job) -> None:
+    if job.options.mixes or isinstance(job, DepthJob):
+        raise UsageError(
+            f"--pareto is for methods that choose ranks or widths; {job.options.method} does not"
+        )
 
 
 def _scores(job: Job) -> tuple[str, Mapping[str, float] | None]:

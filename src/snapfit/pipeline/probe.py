@@ -15,10 +15,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from snapfit.core.files import read_json, write_json
+from snapfit.core.files import read_kept, write_json
 from snapfit.core.space import Group
 from snapfit.evals.divergence import divergences
 from snapfit.pipeline.job import Job
+from snapfit.pipeline.windows import windows_of
 
 TOKENS = 4_096
 """Calibration tokens that are measured on, in windows spread over all of them."""
@@ -40,7 +41,8 @@ def role_corrections(job: Job, sizes: Mapping[str, int]) -> dict[str, float]:
     if not kept.exists():
         with job.clock("probe"):
             write_json(kept, _measure(job, sizes))
-    return {role: float(factor) for role, factor in read_json(kept).items()}
+    roles = {group.role for group in job.space.groups}
+    return read_kept(kept, lambda found: {role: float(found[role]) for role in roles})
 
 
 def _measure(job: Job, sizes: Mapping[str, int]) -> dict[str, float]:
@@ -55,11 +57,11 @@ def _measure(job: Job, sizes: Mapping[str, int]) -> dict[str, float]:
     if not probed:
         return dict.fromkeys(by_role, 1.0)
     model = job.dense_model()
-    windows = max(1, TOKENS // job.options.context)
-    ids_BT = job.tokens.ids_BT[:: max(1, len(job.tokens.ids_BT) // windows)][:windows]
+    context = job.options.context
+    ids_BT, mask_BT = windows_of(job, max(1, TOKENS // context), context)
     job.progress.stage("probe", len(ids_BT))
     variants = {role: _truncated(job, groups, sizes, model) for role, groups in probed.items()}
-    measured = divergences(model, ids_BT, variants, job.progress.advance)
+    measured = divergences(model, ids_BT, variants, job.progress.advance, mask_BT=mask_BT)
     factors = {role: max(measured[role], LEAST_LOSS) / predicted[role] for role in probed}
     typical = math.exp(sum(math.log(factor) for factor in factors.values()) / len(factors))
     return {role: factors.get(role, typical) for role in by_role}

@@ -14,23 +14,25 @@ import torch
 from snapfit.checkpoint.card import write_card
 from snapfit.checkpoint.formats import save
 from snapfit.checkpoint.load import load, load_tokenizer
+from snapfit.checkpoint.save import check_saveable
 from snapfit.checkpoint.writer import Written
 from snapfit.core.cost import CostModel
-from snapfit.core.errors import SnapfitError
+from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.files import (
     atomic_directory,
     digest_files,
     put_in_place,
-    read_json,
+    read_kept,
     write_json,
 )
 from snapfit.core.plan import Plan, alignment
 from snapfit.core.report import Metric, Plain, Report, environment
-from snapfit.evals.perplexity import perplexity, read_text
+from snapfit.evals.perplexity import cut_windows, encode, perplexity, read_text
 from snapfit.models.describe import empty_model
 from snapfit.pipeline.check import PAGE, require, run_check
-from snapfit.pipeline.job import Job, StageProgress
+from snapfit.pipeline.job import Job
 from snapfit.pipeline.refit import refit
+from snapfit.pipeline.stages import StageProgress
 from snapfit.pipeline.structure import blueprint_of, factors_of, format_of
 from snapfit.viz.html import write_report
 
@@ -38,8 +40,38 @@ UNCHECKED, FAILED = ".unchecked", ".failed"
 """What the name of an output ends in before it is judged, and after it is found wanting."""
 
 
+def check_end(job: Job) -> None:
+    """Fail before anything that takes long where the model could not be saved or judged.
+
+    Raises:
+        SnapfitError: the model is made by code that a checkpoint would have to carry; or the text
+            cannot be read, or is too short for the windows that were asked.
+        UsageError: a check would have to run code that is not trusted.
+
+    """
+    options = job.options
+    check_saveable(job.skeleton)
+    if options.checks and options.format == "decilm" and not options.trust_remote_code:
+        raise UsageError(
+            "to check a model in --format decilm, the code beside its weights has to run: pass "
+            "--trust-remote-code too"
+        )
+    if options.eval_text is not None:
+        prefix, ids = encode(_tokenizer(job), read_text(options.eval_text))
+        cut_windows(
+            prefix,
+            ids,
+            context=options.eval_context,
+            windows=options.eval_windows,
+            source=str(options.eval_text),
+        )
+
+
 def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
     """Write the compressed checkpoint with its plan, report and model card.
+
+    Returns:
+        The content of `report.json`.
 
     Raises:
         SnapfitError: the disk is full, a file of the work folder is damaged, what was asked to
@@ -49,8 +81,7 @@ def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
     if not job.options.checks:
         with atomic_directory(output, overwrite=job.options.overwrite) as folder:
             entries = {**_written(job, plan, folder), **_spent(job)}
-            report = _documented(job, plan, folder, entries, name=output.name)
-        return {**report, "output": str(output)}
+            return _documented(job, plan, folder, entries, name=output.name)
     unchecked = output.with_name(output.name + UNCHECKED)
     with atomic_directory(unchecked, overwrite=True) as folder:
         entries = _written(job, plan, folder)
@@ -60,7 +91,7 @@ def realise(job: Job, plan: Plan, output: Path) -> dict[str, Any]:
     report = _documented(job, plan, unchecked, {**entries, **_spent(job)}, name=output.name)
     if missed is None:
         put_in_place(unchecked, output)
-        return {**report, "output": str(output)}
+        return report
     failed = output.with_name(output.name + FAILED)
     (unchecked / "FAILED.txt").write_text(missed + "\n", encoding="utf-8")
     put_in_place(unchecked, failed)
@@ -115,7 +146,12 @@ def _documented(
 
 def _reasoning(job: Job, plan: Plan, folder: Path) -> dict[str, Metric | Plain]:
     """Ask both models to reason; what was generated stays in the work folder."""
-    depends = {"plan": plan.digest, "format": format_of(plan), "at": str(folder.resolve())}
+    depends = {
+        "plan": plan.digest,
+        "format": format_of(plan),
+        "weights": digest_files(sorted(folder.glob("*.safetensors"))),
+        "at": str(folder.resolve()),
+    }
     kept = job.workspace.folder("check", depends)
     with job.clock("check"):
         entries = run_check(
@@ -186,13 +222,12 @@ def _perplexities(job: Job, folder: Path) -> dict[str, Metric | Plain]:
     options = job.options
     if options.eval_text is None:
         return {}
-    text = read_text(options.eval_text)
-    tokenizer = load_tokenizer(job.source.path)
+    text, tokenizer = read_text(options.eval_text), _tokenizer(job)
 
-    def measure(path: Path) -> Metric:
+    def measure(path: Path, *, trust: bool = options.trust_remote_code) -> Metric:
         with job.clock("evaluate"):
             return perplexity(
-                load(path, dtype=torch.float32),
+                load(path, dtype=torch.float32, trust_remote_code=trust),
                 tokenizer,
                 text,
                 context=options.eval_context,
@@ -211,9 +246,14 @@ def _perplexities(job: Job, folder: Path) -> dict[str, Metric | Plain]:
     if not kept.exists():
         write_json(kept, asdict(measure(job.source.path)))
     return {
-        "perplexity.dense": Metric(**read_json(kept)),
-        "perplexity.compressed": measure(folder),
+        "perplexity.dense": read_kept(kept, lambda found: Metric(**found)),
+        # Any code that lies there was written by snapfit a moment ago.
+        "perplexity.compressed": measure(folder, trust=True),
     }
+
+
+def _tokenizer(job: Job) -> Any:
+    return load_tokenizer(job.source.path, trust_remote_code=job.options.trust_remote_code)
 
 
 def _spent(job: Job) -> dict[str, Metric | Plain]:

@@ -117,7 +117,14 @@ class _Refit:
             if groups:
                 modules = {group.matrices[0].name for group in groups}
                 drifts = observe_both(
-                    stream, index, layer, dense_BTD, compressed_BTD, weights, modules
+                    stream,
+                    index,
+                    layer,
+                    dense_BTD,
+                    compressed_BTD,
+                    weights,
+                    modules,
+                    mask_BT=self.job.tokens.mask_BT,
                 )
                 refitted = self._fit(index, layer, groups, drifts)
                 weights = self._weights(index, layer, groups, {**pairs, **refitted})
