@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := demo-output
 
 SERVE := .venv-serve/bin
-SERVING ?= tests/serving
+SERVING ?= tests/serving tests/contract/test_generators.py
 
 .PHONY: demo test test-serving check clean
 

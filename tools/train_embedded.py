@@ -27,7 +27,7 @@ import shlex
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +280,7 @@ def main() -> None:
         "steps": state["step"],
         "tokens": state["tokens"],
         "seconds": round(state["seconds"]),
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "accuracy": accuracies(model, args.seed + 1, args.per_length),

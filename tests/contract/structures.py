@@ -22,10 +22,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from snapfit.checkpoint.blueprint import Blueprint
 from snapfit.checkpoint.formats import save
 from snapfit.checkpoint.save import Named
+from snapfit.core.combination import collapse, untouched
 from snapfit.core.cuts import cuts_of, structure_of
 from snapfit.core.formats import require_holds
 from snapfit.core.renaming import EXPERT, Index, layers_path
-from snapfit.core.schedule import Depth, Schedule, collapse, untouched
+from snapfit.core.schedule import Depth, Schedule
 from snapfit.core.space import Group, Space
 from snapfit.models.describe import describe, empty_model
 from snapfit.models.source import ModelSource, open_model

@@ -21,13 +21,15 @@ from structures import (
     with_fewer_experts,
 )
 from test_structures import EXPERTS, odd_sizes
-from tiny_models import ALL, MOE
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from tiny_models import ALL, MOE, sample_ids
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 import snapfit
+from snapfit.checkpoint.stock import with_settings
 from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.formats import holds_size, ties
 from snapfit.core.settings import HEADS_BY_CONFIG
+from snapfit.nn.cache import cache_argument
 
 UNIFORM = {"width": 16, "depth": 2}
 
@@ -60,6 +62,21 @@ def test_stock(architecture: str, tmp_path: Path) -> None:
     assert torch.equal(generated(model, use_cache=True), generated(model, use_cache=False))
     model.save_pretrained(tmp_path / "again")
     assert torch.equal(logits(plain(tmp_path / "again")), logits(model))
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_an_absent_attention_counts_tokens_in_the_cache(architecture: str, tmp_path: Path) -> None:
+    """Positions and masks of a step that is given neither come from the first layer's cache."""
+    given = case(architecture, tmp_path / "dense")
+    model = snapfit.load(resized(given, odd_sizes(given)).save(tmp_path / "small")).eval()
+    ids_BT = sample_ids(batch=2, length=12)
+    with torch.no_grad():
+        first = model(ids_BT[:, :5], use_cache=True)
+        held = {cache_argument(model): first.past_key_values}
+        second = model(ids_BT[:, 5:], **held, use_cache=True)
+        whole = model(ids_BT).logits[:, 5:]
+    assert second.past_key_values.get_seq_length() == 12
+    torch.testing.assert_close(second.logits, whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", MOE)
@@ -192,3 +209,11 @@ def test_tied_sizes_that_fit_are_never_refused(architecture: str, tmp_path: Path
     assert sizes
     model = plain(resized(given, sizes).save(tmp_path / "small", "stock"))
     assert logits(model).isfinite().all()
+
+
+def test_a_setting_is_changed_under_the_name_that_the_file_has_for_it() -> None:
+    """GPT-2 calls layers n_layer and takes num_hidden_layers as well."""
+    config, settings = GPT2Config(), {"num_hidden_layers": 2}
+    for raw in ({"n_layer": 3}, {"num_hidden_layers": 3}, {"n_layer": 3, "num_hidden_layers": 3}):
+        assert with_settings(raw, config, settings) == dict.fromkeys(raw, 2)
+    assert with_settings({"n_head": 4}, config, settings) == {"n_head": 4, "n_layer": 2}

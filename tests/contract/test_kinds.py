@@ -147,3 +147,13 @@ def test_options_about_factors_need_factors(
     options = Options(method=method, work=work, **TINY, **{option: True})
     with pytest.raises(UsageError, match=f"--{option} corrects factors"):
         plan(str(tiny("llama")), tmp_path / "plan.json", options)
+
+
+def test_layers_that_were_named_are_their_own_budget(
+    tiny: Callable[[str], Path], tmp_path: Path, work: Path
+) -> None:
+    options = Options(method="selection", settings={"layers": "1"}, work=work, **TINY)
+    report = compress(str(tiny("llama")), tmp_path / "out", options)
+    budget = json.loads((tmp_path / "out" / "plan.json").read_text())["budget"]
+    assert "ratio" not in budget, "nobody asked for one"
+    assert report["params"]["compressed"] < report["params"]["budget"] == report["params"]["dense"]

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from mixed_jobs import IDLE, LAYERS, LOW, NARROW, crafted, job, options
+from safetensors.torch import load_file
 from structures import generated
-from tiny_models import build, logits, reference
+from tiny_models import logits, reference
 
 import snapfit
-from snapfit.core.errors import Infeasible, UsageError
-from snapfit.core.files import read_json, write_json
+from snapfit.core.files import read_json
 from snapfit.core.mixed import (
     DROPPED,
     FACTORED,
@@ -29,45 +26,13 @@ from snapfit.core.mixed import (
 )
 from snapfit.core.options import Options
 from snapfit.core.plan import Plan
-from snapfit.core.progress import Silent
 from snapfit.evals.divergence import varied
 from snapfit.pipeline import apply, compress
 from snapfit.pipeline.budget import planner_of
 from snapfit.pipeline.mixed import MixedJob, decide_mixed
 from snapfit.pipeline.mixed_variants import variant
-from snapfit.pipeline.pareto import front
 from snapfit.pipeline.realise import realise
 from snapfit.pipeline.record import recorded
-
-LAYERS = 6
-IDLE, NARROW, LOW = 4, 1, 2
-"""A layer that does hardly anything, one with idle channels, one with a query matrix of rank 4."""
-
-
-def crafted(architecture: str, folder: Path) -> Path:
-    """A model for which dropping, narrowing and factoring are each right at one place."""
-    build(architecture, folder, num_hidden_layers=LAYERS)
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    layer = "model.layers.{}.{}.weight".format
-    for name in ("self_attn.o_proj", "mlp.down_proj"):
-        tensors[layer(IDLE, name)] *= 1e-3
-    tensors[layer(NARROW, "mlp.up_proj")][::4] *= 1e-3
-    query = layer(LOW, "self_attn.q_proj")
-    u, s, v = torch.linalg.svd(tensors[query], full_matrices=False)
-    s[4:] *= 1e-3
-    tensors[query] = u @ torch.diag(s) @ v
-    save_file(tensors, path, metadata={"format": "pt"})
-    return folder
-
-
-def options(work: Path, **changes: Any) -> Options:
-    given: dict[str, Any] = {"ratio": 0.2, "align": 4, "calib_tokens": 512, "context": 32}
-    return Options(work=work, **{"method": "mixed", **given, **changes})
-
-
-def job(model: Path, asked: Options) -> MixedJob:
-    return MixedJob(model=str(model), options=asked, progress=Silent())
 
 
 @pytest.fixture(scope="module")
@@ -122,94 +87,6 @@ def test_all_kinds_are_chosen_and_saved_as_they_were_measured(
     again = Plan.from_json(read_json(tmp_path / "small" / "plan.json"))
     again.check(one.space)
     assert again.sizes == plan.sizes
-
-
-class Killed(Exception):
-    """The process ended."""
-
-
-class Killer:
-    """Counts the probes, and ends the run after some."""
-
-    def __init__(self, after: int | None = None) -> None:
-        self.after, self.current, self.probes = after, "", 0
-
-    def stage(self, name: str, total: int) -> None:
-        self.current = name
-
-    def advance(self, done: int = 1) -> None:
-        if self.current == "probe":
-            self.probes += done
-            if self.after is not None and self.probes >= self.after:
-                raise Killed
-
-    def note(self, text: str) -> None:
-        pass
-
-
-def test_a_run_that_was_killed_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    model, asked = build("llama", tmp_path / "m"), options(tmp_path / "w")
-    whole = decide_mixed(job(model, replace(asked, work=tmp_path / "v")))
-    killed = MixedJob(model=str(model), options=asked, progress=Killer(after=20))
-    with pytest.raises(Killed):
-        decide_mixed(killed)
-    kept = {path: path.read_text() for path in (tmp_path / "w").glob("mixed-*/layer_*.json")}
-    assert len(kept) == 1
-    rest = decide_mixed(MixedJob(model=str(model), options=asked, progress=Killer()))
-    assert all(path.read_text() == text for path, text in kept.items()), "measured again"
-    assert rest.sizes == whole.sizes
-    assert rest.predicted["loss"] == whole.predicted["loss"]
-    found = MixedJob(model=str(model), options=replace(asked, ratio=0.4), progress=Killer(after=0))
-    assert decide_mixed(found).predicted["probes"] == whole.predicted["probes"]
-
-
-def test_a_plan_that_predicts_badly_is_corrected(tmp_path: Path) -> None:
-    model, asked = build("llama", tmp_path / "m"), options(tmp_path / "w", ratio=0.3)
-    decide_mixed(job(model, asked))
-    for path in (tmp_path / "w").glob("mixed-*/layer_*.json"):
-        data = json.loads(path.read_text())
-        for name, points in data["points"].items():
-            # As if what is factored cost a fifth of what it does.
-            if "_proj" in name:
-                data["points"][name] = [[s, nats / 5, stderr] for s, nats, stderr in points]
-        write_json(path, data)
-    one = job(model, asked)
-    known = decide_mixed(one).predicted
-    assert known["loss.measured.first"] > 1.25 * known["loss.predicted.first"]
-    factors = {key: f for key, f in known.items() if key.startswith("correction.factored")}
-    assert factors
-    assert all(factor > 2 for factor in factors.values())
-    apart = known["loss.measured.corrected"] / known["loss.predicted.corrected"]
-    assert 0.5 < apart < known["loss.measured.first"] / known["loss.predicted.first"]
-    assert known["loss.measured"] <= known["loss.measured.first"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"objective": "gac"}, "--objective gac starts from the sizes that one method"),
-        ({"refit": True}, "--refit corrects the factors"),
-        ({"probe": True}, "leave out --probe"),
-        ({"ratio": None, "layers": 1}, "--layers counts layers"),
-        ({"method": "kfac+svd"}, r"mixes kfac \(rank\), svd \(rank\)"),
-        (
-            {"method": "kfac+minitron+laco", "settings": {"merge": "2", "threshold": "-1"}},
-            "laco merges layers",
-        ),
-        ({"method": "palu+minitron"}, "palu splits matrices"),
-        ({"settings": {"part": "mlp"}}, "leave out the setting 'part'"),
-        ({"settings": {"parts": "experts"}}, "leave out 'experts'"),
-        ({"settings": {"colour": "red"}}, "no setting 'colour'; it has: damping"),
-        ({"format": "decilm", "method": "kfac+minitron", "ratio": 0.99}, "no choice of legal"),
-        ({"ratio": 0.999}, "no choice of legal sizes keeps within params=0.001"),
-    ],
-)
-def test_what_cannot_be_asked(
-    changes: dict[str, Any], words: str, tiny: Callable[[str], Path], tmp_path_factory: Any
-) -> None:
-    work = tmp_path_factory.getbasetemp() / "refused"
-    with pytest.raises((UsageError, Infeasible), match=words):
-        decide_mixed(job(tiny("llama"), options(work, **changes)))
 
 
 def test_a_format_leaves_out_what_it_cannot_hold(
@@ -297,18 +174,6 @@ def test_what_is_measured_is_what_is_saved(
     assert report["params"]["compressed"] == sum(p.numel() for p in small.parameters())
 
 
-def test_probes_of_a_large_model_are_bounded(
-    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("snapfit.pipeline.mixed_probes.MOST", 20)
-    one = job(tiny("qwen3_moe"), options(tmp_path))
-    plan = decide_mixed(one)
-    roles = {(group.kind, group.role) for group in one.space.groups}
-    measured = {(g.kind, g.role) for g in one.space.groups if one.probed.points.get(g.name)}
-    assert measured == roles
-    assert 0 < plan.predicted["probes"] < len(one.space.groups)
-
-
 def test_a_plan_is_applied_by_its_recipe(
     crafts: Callable[[str], tuple[Path, Path]], tmp_path: Path
 ) -> None:
@@ -318,8 +183,3 @@ def test_a_plan_is_applied_by_its_recipe(
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-def test_a_front_is_of_one_method(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="ranks or widths; mixed does not"):
-        front(job(tiny("llama"), options(tmp_path)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from snapfit.core.errors import UsageError
 from snapfit.evals.divergence import divergences
 from snapfit.pipeline import Options, compress
 from snapfit.pipeline.job import Job
+from snapfit.pipeline.probe import role_corrections
 
 
 class Counting:
@@ -56,6 +58,30 @@ def test_predictions_are_scaled_by_what_was_measured(
         for g in job.space.groups
     )
     assert plan["predicted"]["loss"] == pytest.approx(corrected)
+
+
+def test_only_tokens_that_count_are_measured(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """What follows the tokens that count can change nothing: attention looks back only."""
+    options = Options(ratio=0.3, align=4, calib_tokens=512, context=32, probe=True)
+    found = []
+    for name in ("one", "other"):
+        job = Job(
+            model=str(tiny("llama")),
+            options=replace(options, work=tmp_path / name),
+            progress=Counting(),
+        )
+        sizes = {group.name: group.break_even // 2 for group in job.space.groups}
+        curves = job.curves
+        tokens = job.tokens
+        mask_BT = torch.zeros_like(tokens.ids_BT, dtype=torch.bool)
+        mask_BT[:, :16] = True
+        ids_BT = tokens.ids_BT.clone()
+        if name == "other":
+            ids_BT[:, 16:] = 7
+        vars(job)["tokens"] = replace(tokens, ids_BT=ids_BT, mask_BT=mask_BT)
+        assert curves is job.curves, "the bases are those of the same tokens"
+        found.append(role_corrections(job, sizes))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_divergence_is_the_kl_of_the_next_token_and_leaves_the_model_alone(

@@ -20,7 +20,7 @@ from snapfit.core.structure import Structure
 from snapfit.models.source import empty_model, open_model
 from snapfit.models.weights import open_weights
 from snapfit.nn.factored import FactoredLinear
-from snapfit.nn.surgery import factor_modules
+from snapfit.nn.surgery import reshape
 
 ALL = (*ARCHITECTURES, "stablelm", "opt", "olmoe")
 HEADS = ("lm_head", "embed_out")
@@ -76,7 +76,7 @@ def compressed(
     reader.load_into(dense, "")
     reader.load_into(memory, "")
     layouts = random_layouts(memory, seed=len(architecture))
-    factor_modules(memory, layouts)
+    reshape(memory, Structure(modules=layouts))
     fill(memory, dense, dtype)
 
     def factors() -> Iterator[tuple[str, torch.Tensor]]:

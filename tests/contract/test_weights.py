@@ -185,6 +185,14 @@ def test_weights_of_another_configuration_are_named(tiny, tmp_path):
         reader.load_into(model.model.layers[0], "model.layers.0")
 
 
+@pytest.mark.parametrize(("dtype", "name"), [(torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")])
+def test_a_weight_that_is_packed_is_named(tiny, tmp_path, dtype, name):
+    key = "model.layers.0.mlp.up_proj.weight"
+    folder = with_weights(tiny("llama"), tmp_path, lambda t: t.update({key: t[key].to(dtype)}))
+    with pytest.raises(SnapfitError, match=rf"stores {key} as {name}; snapfit reads"):
+        open_weights(open_model(folder))
+
+
 def test_an_unknown_name_is_an_error(tiny):
     reader = open_weights(open_model(tiny("llama")))
     with pytest.raises(SnapfitError, match=r"no tensor for 'model.nonsense'"):

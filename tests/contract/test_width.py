@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,10 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import ALL, BY_INSPECTION, LAYERS, MOE
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "numerics"))
 from streaming import stream_of, tokens_for
+from tiny_models import ALL, BY_INSPECTION, LAYERS, MOE
 
 from snapfit.calib.collect import collect
 from snapfit.core.curve import NATS

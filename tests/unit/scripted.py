@@ -46,9 +46,9 @@ class Scripted:
         self._left = fail_after
         self.asked: list[Request] = []
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
         """Answer one by one."""
-        for request in requests:
+        for at, request in enumerate(requests):
             if self._left is not None:
                 if self._left == 0:
                     raise SnapfitError("the backend failed for good")
@@ -60,7 +60,7 @@ class Scripted:
                 if finished(tuple(ids), request, frozenset({EOS}))[1] != "length":
                     break
             kept, ended = finished(tuple(ids), request, frozenset({EOS}))
-            yield Generation(ids=kept, ended=ended, seconds=0.5)
+            yield at, Generation(ids=kept, ended=ended, seconds=0.5)
 
     def _next(self, request: Request, said: Sequence[int]) -> int:
         seed = request.seed if request.temperature else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,7 @@ def whole_model_module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def _benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return pytest.importorskip(name)
+    return importlib.import_module(name)
 
 
 class LawTimer:
@@ -165,17 +166,45 @@ def test_a_decoding_step_can_be_repeated(whole_model: ModuleType, folder: Path, 
     assert torch.equal(first, second), "the cache is as long as it was"
 
 
-def test_two_models_are_compared_side_by_side(whole_model: ModuleType, folder: Path) -> None:
-    space = describe_shapes(folder)
-    structure = whole_model.structure_of(space, {})
-    pair = [whole_model.random_model(folder, structure, torch.device("cpu")) for _ in range(2)]
+def test_two_models_are_compared_side_by_side(
+    whole_model: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trial by trial the dense model first; a speed-up is a trial's own ratio of medians."""
+    structure = whole_model.structure_of(describe_shapes(folder), {})
+    dense, other = (
+        whole_model.random_model(folder, structure, torch.device("cpu")) for _ in range(2)
+    )
+    times = iter([[3.0, 4.0, 9.0], [1.0, 2.0, 2.0], [6.0, 6.0, 6.0], [2.0, 2.0, 4.0]])
+    ran: list[str] = []
+
+    def known(call: Any, _device: object, runs: Any) -> list[float]:
+        assert runs.timed == 3
+        head = dense.lm_head.register_forward_hook(lambda *_: ran.append("dense"))
+        heads = head, other.lm_head.register_forward_hook(lambda *_: ran.append("other"))
+        with torch.inference_mode():
+            assert call().logits.shape == (1, 1, 64)
+        for hook in heads:
+            hook.remove()
+        return next(times)
+
+    monkeypatch.setattr(whole_model, "_milliseconds", known)
     (phase,) = Workload.parse("prefill:1x8").phases
     runs = whole_model.Runs(warm_up=1, timed=3, trials=2)
-    found = whole_model.compare(*pair, phase, runs)
-    assert found.ms > 0
-    assert found.dense_ms > 0
-    assert found.speedup > 0
-    assert found.spread >= 0
+    found = whole_model.compare(dense, other, phase, runs)
+    assert ran == ["dense", "other", "dense", "other"]
+    assert (found.dense_ms, found.ms) == (6.0, 2.0)
+    assert found.speedup == pytest.approx((4 / 2 + 6 / 2) / 2)
+    assert found.speedup_spread == pytest.approx((6 / 2 - 4 / 2) / 2)
+    assert found.spread == 0.0
+
+
+def test_a_pass_is_timed_as_often_as_asked(whole_model: ModuleType) -> None:
+    calls: list[int] = []
+    runs = whole_model.Runs(warm_up=2, timed=3, trials=1)
+    times = whole_model._milliseconds(lambda: calls.append(0), torch.device("cpu"), runs)
+    assert len(calls) == 5
+    assert len(times) == 3
+    assert all(time >= 0 for time in times)
 
 
 def test_the_clock_counts_its_runs() -> None:

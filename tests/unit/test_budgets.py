@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,6 +81,8 @@ def test_columns_count_what_they_say() -> None:
     linear = column("params", space)
     assert (linear.dense, linear.outside) == (space.dense_params, 0)
     assert linear.limit(0.5) == space.dense_params // 2
+    assert 0.29 * 100 < 29  # and yet 29 of 100 are 0.29 of it
+    assert replace(linear, dense=100).limit(0.29) == 29
     model = column("params", space, of="model")
     assert model.share(spent) == pytest.approx((spent + outside) / space.total_params)
     stored = column("bytes", space, itemsize=4)
@@ -99,6 +102,17 @@ def test_the_kv_cache_shrinks_with_heads_and_layers() -> None:
     assert depth.table(whole.of_kind("depth").groups[0], np.array([0, 1, 2])).tolist() == [
         0, 512, 1024,
     ]  # fmt: skip
+
+
+def test_mlps_that_go_alone_leave_the_kv_cache_as_it_is() -> None:
+    space = whole_llama(4).of_kind("depth")
+    sizes = np.array([0, 2, 4])
+    for role, cached in (("mlp", [0, 0, 0]), ("attention", [0, 1024, 2048])):
+        part = replace(space, groups=(replace(space.groups[0], role=role),))
+        kv = column("kv", part)
+        assert kv.table(part.groups[0], sizes).tolist() == cached
+        assert kv.dense == 2 * space.kv_elements
+        assert kv.share(cached[1]) == (1.0 if role == "mlp" else 0.5)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -162,6 +176,29 @@ def test_what_is_named_as_nearest_can_be_met() -> None:
         for name, share in e.value.nearest.items():
             met = planner.choose("curve", {**shares, name: share}, **kwargs)
             assert met.costs[name] <= planner.column(name).limit(share)
+
+
+def test_what_is_named_as_nearest_counts_operators_that_groups_share() -> None:
+    """Row blocks of one module share a product: their own times add up to less than it takes."""
+    whole = llama(1)
+    halves = tuple(
+        replace(group, name=f"{matrix.name}#k:{start}-{start + 64}", full=64, matrices=(half,))
+        for group in whole.groups
+        if group.role in {"k", "v"}
+        for matrix in group.matrices
+        for start in (0, 64)
+        for half in (replace(matrix, rows=64, start=start),)
+    )
+    space = replace(whole, groups=halves)
+    planner = planner_of(space, whole)
+    curves = decaying_curves(space)
+    # The sum of the tables is within these; the first choice of the solver takes longer.
+    for share in (0.983, 0.984):
+        with pytest.raises(Infeasible) as error:
+            planner.choose("curve", {"latency": share}, curves=curves)
+        nearest = error.value.nearest["latency"]
+        assert nearest > share
+        assert planner.choose("curve", {"latency": nearest}, curves=curves).sizes
 
 
 def test_a_budget_that_nothing_can_change_says_so() -> None:

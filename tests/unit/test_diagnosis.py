@@ -1,9 +1,9 @@
-"""Rules of the diagnosis: causes, suited sizes, totals, changes; with timers whose law is known."""
+"""Rules of the diagnosis: causes, totals, changes; with timers whose law is known."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ from snapfit.core.causes import gpu_causes, tier
 from snapfit.core.diagnosis import Diagnosis
 from snapfit.core.errors import SnapfitError
 from snapfit.core.findings import diagnosed
-from snapfit.core.forward import Block, Module
 from snapfit.core.operators import (
     Attention,
     Elementwise,
@@ -25,10 +24,10 @@ from snapfit.core.operators import (
     Source,
 )
 from snapfit.core.progress import Silent
-from snapfit.core.suited import Suited
 from snapfit.core.target import Target
 from snapfit.core.workload import Workload
 from snapfit.models.footprint import read_footprint
+from snapfit.viz.diagnosis import by_module
 
 RULES = tuple(AlignRule(axis=axis, multiple=16, source="test") for axis in ("in", "out", "rank"))
 DOWN = "mlp.down_proj"
@@ -135,6 +134,9 @@ def test_operators_without_a_time_are_counted_out_and_told(tmp_path: Path) -> No
     spent = sum(line.microseconds for line in whole.lines if line.label == "attention")
     assert found.microseconds == pytest.approx(whole.microseconds - spent)
     assert found.phases[0].unknown == 1
+    shown = {row.label: row.spent for row in by_module(found, "prefill:1x8")}
+    assert shown["attention"] == ""
+    assert shown["lm_head"].startswith("~")
     assert any("1 operators have no time" in note for note in found.notes)
 
 
@@ -220,19 +222,3 @@ def test_causes_of_attention(size: int, shorts: list[str]) -> None:
 def test_tiers() -> None:
     assert [tier(Linear(m=3, n=n, k=32)) for n in (31, 30, 28, 24, 48)] == [1, 2, 2, 8, 16]
     assert tier(Elementwise(elements=7)) is None
-
-
-@pytest.mark.parametrize(("rank", "good"), [(1107, 1104), (8, 16), (1112, 1104), (3, 16), (32, 32)])
-def test_nearest_suited_rank(rank: int, good: int) -> None:
-    block = Block(rows=4096, rank=rank)
-    module = Module(name="x.q_proj", role="q", layer=0, rows=4096, cols=4096, blocks=(block,))
-    assert Suited(rules=RULES, gpu=True).rank(module, block) == good
-
-
-def test_widths_follow_tensor_parallelism() -> None:
-    from snapfit.core.stack import Stack
-
-    shared = replace(target(None), rules=RULES).with_stack(Stack(tp=4))
-    module = Module(name="x.up_proj", role="up", layer=0, rows=1000, cols=64)
-    assert Suited(rules=shared.rules, gpu=True).width(module) == 1024
-    assert Suited(rules=RULES, gpu=True).width(module) == 992

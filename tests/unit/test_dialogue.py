@@ -134,3 +134,8 @@ def test_a_template_that_fails_is_reported() -> None:
     made = tokenizer("{{ raise_exception('no user turns') }}")
     with pytest.raises(SnapfitError, match="chat template fails: no user turns"):
         Dialogue(made, find_delimiters(made)).open("1+1?")
+
+
+def test_a_template_that_must_be_asked_for_thinking_is_asked() -> None:
+    asked = prompt("{{ messages[0].content }}{% if enable_thinking %}<think>{% endif %}", *THINK)
+    assert asked == "1+1?<think>"

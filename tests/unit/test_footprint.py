@@ -123,8 +123,10 @@ def test_unknown_attention_is_told_and_left_out(tmp_path: Path) -> None:
     assert the(footprint, Q, 1).module.role == "other"  # still a product, of no attention
 
 
-def test_experts_stacked_and_one_by_one(tmp_path: Path) -> None:
-    config = CONFIG | {"num_local_experts": 3, "num_experts_per_tok": 2}
+@pytest.mark.parametrize("said", [{"num_experts_per_tok": 2}, {"top_k": 50}])
+def test_experts_stacked_and_one_by_one(said: dict[str, int], tmp_path: Path) -> None:
+    """'top_k' is a setting of sampling, which old configurations hold too; two is the default."""
+    config = CONFIG | {"num_local_experts": 3} | said
     tensors = llama()
     for layer in range(2):
         for name in ("gate_proj", "up_proj", "down_proj"):

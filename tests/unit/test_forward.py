@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from timers import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, VOCAB, WIDTH, llama, whole_llama
+from timers import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, VOCAB, WIDTH, key_blocks, llama, whole_llama
 
 from snapfit.core.errors import SnapfitError
 from snapfit.core.forward import (
@@ -20,7 +20,7 @@ from snapfit.core.forward import (
     resized,
 )
 from snapfit.core.operators import Attention, Elementwise, Linear, Operator
-from snapfit.core.space import Frame, Group, Matrix, Space
+from snapfit.core.space import Frame, Space
 from snapfit.core.workload import Phase
 
 PREFILL = Phase(kind="prefill", batch=2, tokens=16)
@@ -89,27 +89,19 @@ def test_a_factor_pair_is_two_products() -> None:
 
 
 def test_row_blocks_share_their_first_product() -> None:
-    name = f"{LAYER}.self_attn.k_proj"
-    blocks = tuple(
-        Group(
-            name=f"{name}#k:{start}-{start + 32}",
-            kind="rank",
-            matrices=(Matrix(name=name, axis="rank", rows=32, cols=HIDDEN, start=start),),
-            full=32,
-            role="k",
-            layer=0,
-        )
-        for start in (0, 32, 64)
-    )
+    blocks = key_blocks(32)
     modules = resized(dense_modules(llama(1)), blocks, {g.name: 8 for g in blocks[:2]})
     parts = layer_parts(modules, frame_of(llama(1)), PREFILL, experts={})
-    assert [op for op, _ in parts[name]] == [
+    assert [op for op, _ in parts[f"{LAYER}.self_attn.k_proj"]] == [
         Linear(m=32, n=16, k=HIDDEN),
         Linear(m=32, n=32, k=8),
         Linear(m=32, n=32, k=8),
         Linear(m=32, n=64, k=HIDDEN),  # the rows that stay dense
         Elementwise(elements=2 * 32 * 128),
     ]
+    parts = layer_parts(modules, frame_of(llama(1)), PREFILL, experts={}, shards=2)
+    together = parts[f"{LAYER}.self_attn.k_proj"][-1][0]
+    assert together == Elementwise(elements=32 * 128), "each device has its share of the rows"
 
 
 def test_narrowed_widths_and_fewer_heads() -> None:
@@ -149,6 +141,18 @@ def test_tensor_parallel_cuts_columns_and_rows() -> None:
     assert (attention.heads, attention.kv_heads) == (HEADS // 2, KV_HEADS // 2)
 
 
+def test_with_fewer_key_heads_than_devices_each_has_a_copy() -> None:
+    parts = parts_of(llama(1), {}, shards=2 * KV_HEADS)
+    for role in "kv":
+        assert parts[f"{LAYER}.self_attn.{role}_proj"] == [
+            (Linear(m=32, n=HEAD_DIM, k=HIDDEN), 1.0)
+        ]
+    (attention,) = count(parts, Attention)
+    assert (attention.heads, attention.kv_heads) == (HEADS // (2 * KV_HEADS), 1)
+    parts = parts_of(llama(1), {f"{LAYER}.self_attn.k_proj": 24}, shards=2 * KV_HEADS)
+    assert parts[f"{LAYER}.self_attn.k_proj"][1] == (Linear(m=32, n=HEAD_DIM, k=24), 1.0)
+
+
 def test_the_head_reads_the_last_token_of_each_sequence() -> None:
     parts = head_parts(frame_of(llama(1)), PREFILL)
     assert (Linear(m=2, n=VOCAB, k=HIDDEN), 1.0) in parts[HEAD]
@@ -182,6 +186,11 @@ def test_experts_share_the_tokens() -> None:
     gates = count({k: v for k, v in parts.items() if k.endswith("gate")}, Linear)
     assert gates == {Linear(m=512, n=64, k=32): pytest.approx(4)}
     assert count(parts, Linear)[Linear(m=1024, n=4, k=32)] == 1  # the router
+    # Of one expert that is left every token makes use once.
+    last = {f"{LAYER}.mlp.experts": (1, 8)}
+    parts = layer_parts(modules, frame, replace(PREFILL, batch=64), experts=last)
+    gates = count({k: v for k, v in parts.items() if k.endswith("gate")}, Linear)
+    assert gates == {Linear(m=1024, n=64, k=32): pytest.approx(1)}
 
 
 def test_a_space_without_a_frame_says_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import snapfit
 
 PACKAGE = Path(snapfit.__file__).parent
-MIDDLE = {"models", "calib", "methods", "hardware", "checkpoint", "evals", "recover", "viz"}
+MIDDLE = {"models", "calib", "methods", "hardware", "checkpoint", "evals", "viz"}
 BELOW = {
     "core": set(),
     "nn": {"core"},
@@ -88,6 +89,21 @@ def heavy_after(statement: str) -> set[str]:
 )
 def test_loads_nothing_heavy(statement: str) -> None:
     assert heavy_after(statement) == set()
+
+
+def test_sizes_of_another_tool_are_aligned_where_no_torch_is_installed(tmp_path: Path) -> None:
+    group = {"name": "a", "size": 12.5, "full": 64, "cost": 10, "score": 1.0}
+    (tmp_path / "dims.json").write_text(json.dumps({"groups": [group], "budget": 160}))
+    command = ["align", str(tmp_path / "dims.json"), "-o", str(tmp_path / "out.json")]
+    code = f"""
+import sys
+for name in ("torch", "transformers", "safetensors", "tokenizers"):
+    sys.modules[name] = None  # what is None cannot be imported
+from snapfit.cli.app import run
+sys.exit(run({command}))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert json.loads((tmp_path / "out.json").read_text())["groups"][0]["size"] == 16
 
 
 def test_heavy_imports_are_seen() -> None:

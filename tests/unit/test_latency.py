@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from timers import HIDDEN, WIDTH, WaveTimer, llama, whole_llama
+from timers import WIDTH, WaveTimer, key_blocks, llama, whole_llama
 
 from snapfit.core.cost import CostModel
 from snapfit.core.latency import Stopwatch
 from snapfit.core.operators import Elementwise, Linear
-from snapfit.core.space import Group, Matrix, Space
+from snapfit.core.space import Space
 from snapfit.core.workload import Workload
 
 LAYER = "model.layers.0"
@@ -125,18 +125,7 @@ def test_noise_is_that_of_what_was_measured() -> None:
 
 
 def test_row_blocks_of_equal_rank_are_timed_as_they_run() -> None:
-    name = f"{LAYER}.self_attn.k_proj"
-    blocks = tuple(
-        Group(
-            name=f"{name}#k:{start}-{start + 64}",
-            kind="rank",
-            matrices=(Matrix(name=name, axis="rank", rows=64, cols=HIDDEN, start=start),),
-            full=64,
-            role="k",
-            layer=0,
-        )
-        for start in (0, 64)
-    )
+    blocks = key_blocks(64)
     whole = llama(1)
     watch = watch_of(replace(whole, groups=blocks), whole=whole)
     saved = (
@@ -171,3 +160,19 @@ def test_a_removed_mlp_takes_no_time() -> None:
     space = whole.of_kind("width")
     watch = watch_of(space, whole=whole)
     assert watch.table(space.groups[0], np.array([0, WIDTH]))[0] == 0
+
+
+@pytest.mark.parametrize(("part", "kind"), [("mlp", "width"), ("self_attn", "kv_heads")])
+def test_parts_that_go_alone_save_their_own_time_only(part: str, kind: str) -> None:
+    whole = whole_llama(4)
+    (layers,) = whole.of_kind("depth").groups
+    alone = replace(layers, matrices=tuple(m for m in layers.matrices if f".{part}." in m.name))
+    workload = Workload.parse("prefill:1x256,decode:1x128")
+    one = Stopwatch(whole=whole, groups=(alone,), timer=WaveTimer(), workload=workload)
+    parts = whole.of_kind(kind).groups
+    each = Stopwatch(whole=whole, groups=parts, timer=WaveTimer(), workload=workload)
+    dense = one.latency({}).microseconds
+    left = one.latency({alone.name: 2}).microseconds
+    assert left == pytest.approx(each.latency({g.name: 0 for g in parts[:2]}).microseconds)
+    saved = np.diff(one.table(alone, np.array([2, 4])))[0] / 1000
+    assert left == pytest.approx(dense - saved, abs=0.01)

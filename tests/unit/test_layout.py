@@ -45,6 +45,8 @@ def test_params_of_pairs_and_dense_blocks() -> None:
         ({"in": 4, "out": 4, "blocks": [3]}, "a block must be a table"),
         ({"in": 4, "out": 4, "blocks": [{"rows": 3, "rank": 1}]}, "blocks have 3 rows"),
         ({"in": 4, "out": 4, "blocks": [{"rank": 1}]}, "'rows' must be"),
+        ({"in": 4, "out": 4, "rank": 2, "blocks": [{"rows": 4}]}, "'blocks' and a 'rank'"),
+        ({"in": 4, "out": 4, "blocks": [{"rows": 4, "size": 1}]}, "the unknown entry 'size'"),
         ({"in": 4, "out": 4, "rank": 2, "bias": "yes"}, "'bias' must be true or false"),
         ({"in": 4, "out": 4, "rank": 2, "scale": 3}, "unknown entry 'scale'"),
     ],

@@ -105,7 +105,7 @@ def noisy_time(group, sizes):
     return np.where(sizes > 0, 5 + (sizes * 7) % 11 + 3 * (sizes == group.full), 0).astype(np.int64)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 10**6),
     share=st.floats(0.0, 1.0),
@@ -247,6 +247,19 @@ def test_a_front_that_is_too_long_says_what_it_may_cost(seed, columns, most):
     for costs_J, loss in zip(front.costs_KJ, front.losses_K, strict=True):
         cheaper = (kept.costs_KJ <= costs_J).all(1)
         assert (kept.losses_K[cheaper] <= loss + kept.slack + 1e-12).any()
+
+
+def test_a_front_of_two_costs_is_thinned_as_far_as_it_can_be():
+    rows = np.arange(200)
+    front = Front(
+        names=("g",),
+        sizes_KG=rows[:, None],
+        costs_KJ=np.stack([rows, 2 * rows], axis=1),
+        losses_K=rows[::-1] / 199,
+    )
+    kept = thinned(front, most=10)
+    assert 3 < len(kept) <= 10
+    assert kept.slack < 1
 
 
 def test_slack_adds_up_over_parts_but_not_over_ways():

@@ -205,9 +205,12 @@ def test_a_curve_goes_through_what_was_measured():
 
 def test_a_size_that_no_method_predicts_is_what_was_measured():
     curve = Curve(sizes=np.array([1, 2, 4]), losses=np.array([0.2, 0.1, 0.0]), unit=NATS)
-    found = calibrated(curve, [Point(size=0, loss=Loss(nats=0.7))])
+    gone = Point(size=0, loss=Loss(nats=0.7))
+    found = calibrated(curve, [gone])
     assert found.sizes.tolist() == [0, 1, 2, 4]
     assert found.losses.tolist() == [0.7, 0.2, 0.1, 0.0]
+    assert calibrated(curve, [gone], typical=2.0).losses.tolist() == [0.7, 0.4, 0.2, 0.0]
+    assert typical_ratio([(curve, [gone])]) == 1, "it says nothing of what is predicted"
     flat = Curve(sizes=np.array([0, 4]), losses=np.zeros(2), unit=NATS)
     straight = calibrated(flat, [Point(size=2, loss=Loss(nats=0.5))])
     assert straight.at(2) == pytest.approx(0.5, rel=1e-9)

@@ -45,6 +45,11 @@ def test_one_source_is_no_mixture(spec):
         ),
         ("C:\\a+b.txt*3+c++.txt*1", [("C:\\a+b.txt", 3), ("c++.txt", 1)]),
         ("a.txt*1", [("a.txt", 1)]),
+        pytest.param(
+            "+".join(f"{name * 100}*1" for name in "abc"),
+            [(name * 100, 1) for name in "abc"],
+            id="longer than a file name may be",
+        ),
     ],
 )
 def test_a_mixture_has_a_weight_a_source(spec, parts):
@@ -63,6 +68,7 @@ def test_a_file_of_that_very_name_goes_first(tmp_path, monkeypatch):
         ("a.txt*0.5+self", "every source .* needs a weight"),
         ("a.txt*0.5+", "every source .* needs a weight"),
         ("a.txt*0+self*1", "weight of a.txt must be above 0"),
+        pytest.param("a*1+b*" + "9" * 400, "weight of b must be at most 1e", id="infinite"),
         ("a.txt*1+a.txt*2", "names a source twice"),
     ],
 )
@@ -115,6 +121,7 @@ def test_files_are_named_by_their_content(tmp_path):
     second.write_text(json.dumps({"prompt": "w5"}))
     assert content_name(f"{second}*1+self*1") != mixed
     assert content_name("self") == "self"
+    assert content_name("a" * 300) == "a" * 300, "longer than a file name may be"
 
 
 def test_only_a_models_monologue_needs_no_tokenizer():

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import build
 
 from snapfit.core.errors import CorruptFile, SnapfitError, UsageError
-from snapfit.models.describe import describe, open_model
+from snapfit.models.describe import describe, empty_model, open_model
 from snapfit.models.shards import INDEX, read_header
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
-from tiny_models import build
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +96,23 @@ def test_config_with_impossible_values(folder):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"), [("head_dim", 0), ("num_key_value_heads", 0), ("pad_token_id", 10**6)]
+)
+def test_settings_that_no_model_can_have(folder, name, value):
+    edit(folder, **{name: value})
+    with pytest.raises(SnapfitError, match="transformers cannot build"):
+        empty_model(open_model(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("architectures", 1), ("architectures", {"a": 1}), ("auto_map", [])]
+)
+def test_entries_of_another_type_say_nothing(folder, name, value):
+    edit(folder, **{name: value})
+    assert open_model(folder).architecture == "llama"
+
+
+@pytest.mark.parametrize(
     ("model_type", "architecture", "kind"),
     [
         ("bert", "BertForMaskedLM", "a BertForMaskedLM model"),
@@ -145,6 +159,18 @@ def test_unknown_architecture(folder):
 def test_quantised_already(folder, method, message):
     edit(folder, quantization_config={"quant_method": method})
     with pytest.raises(SnapfitError, match=message):
+        open_model(folder)
+
+
+def test_standalone_is_compressed_already(folder):
+    edit(folder, snapfit={"quant_method": "snapfit", "version": 1, "modules": {}})
+    with pytest.raises(SnapfitError, match="by snapfit already; start from its base model"):
+        open_model(folder)
+
+
+def test_an_entry_that_says_nothing_is_no_quantisation(folder):
+    edit(folder, quantization_config=None, compression_config={"quant_method": "marlin-24"})
+    with pytest.raises(SnapfitError, match=r"quantised already \(marlin-24\)"):
         open_model(folder)
 
 

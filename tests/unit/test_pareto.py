@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import re
@@ -138,8 +139,9 @@ def test_a_staircase_is_drawn(tmp_path: Path) -> None:
     )
     group = space.groups[4]
     stairs = staircase(watch, group, (AlignRule(axis="rank", multiple=8, source="--align 8"),))
-    stairs = replace(stairs, group=f"{group.name} <toy>")
+    stairs = replace(stairs, group=f"{group.name} <toy>", device=r"$\none$ & co")
     drawing = staircase_picture(stairs)
+    assert r'<toy> on $\none$ & co, prefill:1x512"' in html.unescape(drawing), "no formula"
     assert drawing.startswith("<svg")
     below = len(stairs.sizes) - 1
     assert f"candidates: {len(stairs.edges) - 1} of {below} sizes" in drawing

@@ -104,6 +104,7 @@ def test_paths_are_not_names(name: str) -> None:
         ({"budget": 5}, "budget must be a table"),
         ({"budget": {"ratio": [1]}}, "must be a number or a text"),
         ({"predicted": {"loss": float("nan")}}, "must be a number or a text"),
+        ({"budget": {"params": 10**400}}, "must be a number or a text"),
         ({"seed": 1.5}, "seed must be a whole number"),
         ({"digests": {"space": 5}}, "must be a short text"),
         ({"rules": {}}, "rules must be a list"),
@@ -114,6 +115,8 @@ def test_paths_are_not_names(name: str) -> None:
         ({"rules": [RULE | {"measured": "yes"}]}, "malformed rule"),
         ({"rules": [RULE | {"penalty": 0}]}, "malformed rule"),
         ({"rules": [RULE | {"penalty": "much"}]}, "malformed rule"),
+        ({"rules": [RULE | {"penalty": True}]}, "malformed rule"),
+        ({"rules": [RULE | {"penalty": 10**400}]}, "malformed rule"),
     ],
 )
 def test_malformed_plans_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -145,8 +148,12 @@ def test_check_accepts_its_own_space() -> None:
     [
         ({"revision": "other"}, "made for revision other, toy is abc123"),
         ({"sizes": SIZES | {"model.layers.9.q_proj": 8}}, "layers.9.q_proj, which toy does not"),
-        ({"sizes": SIZES | {"model.layers.0.q_proj": 49}}, "the size 49; it can have 1 to 48"),
-        ({"sizes": SIZES | {"model.layers.0.q_proj": 0}}, "the size 0; it can have 1 to 48"),
+        (
+            {"sizes": SIZES | {"model.layers.0.q_proj": 49}},
+            "the size 49; it can have 1 to 23, or 48",
+        ),
+        ({"sizes": SIZES | {"model.layers.0.q_proj": 24}}, "the size 24; it can have 1 to 23, or"),
+        ({"sizes": SIZES | {"model.layers.0.q_proj": 0}}, "the size 0; it can have 1 to 23, or 48"),
         ({"sizes": {"model.layers.0.q_proj": 8}}, r"no size for model.layers.0.k_proj \(3 miss"),
     ],
 )
@@ -169,6 +176,8 @@ def test_diff_is_readable() -> None:
     fewer = make(sizes={"model.layers.0.q_proj": 8})
     assert "model.layers.0.k_proj: 16 -> absent" in plan.diff(fewer)
     assert "model.layers.0.k_proj: absent -> 16" in fewer.diff(plan)
+    removed = make(sizes={"l.mlp": 0}, reasons={})
+    assert removed.diff(make(sizes={"l.mlp": 12}, reasons={})) == ["l.mlp: 0 -> 12"]
 
 
 def test_alignment_counts_chosen_sizes_and_dense_dimensions() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -49,6 +50,19 @@ def test_between_two_points_of_one_size_time_is_linear_and_a_model() -> None:
     assert found.spread == pytest.approx(1.0 + 0.01)
 
 
+def test_between_two_far_points_is_better_than_no_answer() -> None:
+    far = profile(timing(linear(16), 4.0), timing(linear(4096), 100.0))
+    found = far.time(linear(256))
+    share = (256 - 16) / (4096 - 16)
+    assert found.microseconds == pytest.approx(4.0 + share * 96.0)
+    assert found.source == "model"
+    assert found.spread > 5, "a staircase may lie anywhere between"
+    with pytest.raises(SnapfitError, match="times nothing near"):
+        far.time(linear(2))
+    with pytest.raises(SnapfitError, match="times nothing near"):
+        far.time(linear(256, k=2048))
+
+
 def test_the_tighter_bracket_wins() -> None:
     wide = [timing(linear(640, k), t) for k, t in ((512, 1.0), (2048, 1.0))]
     tight = [timing(linear(n), t) for n, t in ((576, 20.0), (704, 22.0))]
@@ -93,13 +107,18 @@ def test_nothing_near_is_an_error_that_says_what_to_do(operator: Operator) -> No
 
 
 def test_decoding_is_not_taken_from_prompts() -> None:
-    known = profile(
-        timing(attention(2, 2), 50.0),
-        timing(attention(1, 64), 9.0),
-        timing(attention(1, 256), 12.0),
-    )
-    found = known.time(attention(1, 128))
+    chunk = timing(attention(2, 128), 50.0)
+    with pytest.raises(SnapfitError, match="times nothing near"):
+        profile(chunk).time(attention(1, 128))
+    steps = (timing(attention(1, 64), 9.0), timing(attention(1, 256), 12.0))
+    found = profile(chunk, *steps).time(attention(1, 128))
     assert found.microseconds == pytest.approx(10.0)
+
+
+def test_one_neighbour_is_trusted_less_the_further_it_is() -> None:
+    known = profile(timing(linear(512), 10.0, 0.01))
+    for n in (640, 1024):
+        assert known.time(linear(n)).spread == pytest.approx(0.1 * math.log(n / 512) + 0.01)
 
 
 def test_a_broken_rule_costs_its_penalty_where_arithmetic_decides() -> None:
@@ -149,7 +168,7 @@ def test_every_kind_survives_json() -> None:
         (("timings", 0, "spread"), float("nan"), "spread must be a number"),
         (("timings", 0, "microseconds"), 10**400, "microseconds must be a number"),
         (("timings", 0, "microseconds"), "7", "microseconds must be a number"),
-        (("timings", 0, "how"), 3, "how must be a short text"),
+        (("timings", 0, "how"), 3, "how must be a short line"),
         (("rules", 0, "axis"), "depth", "axis 'depth'; it is one of in, out, rank, width, heads"),
         (("rules", 0, "axis"), ["in"], "rule has axis"),
         (("rules", 0, "penalty"), 0.5, "penalty must be a number of at least 1"),

@@ -17,7 +17,10 @@ from snapfit.core.plan import Plan
 from snapfit.core.report import Metric, Report
 from snapfit.core.space import Group, Matrix, Space
 from snapfit.viz import html
+from snapfit.viz.canvas import STYLES, svg
+from snapfit.viz.figures import curves_picture
 from snapfit.viz.html import render, write_report
+from snapfit.viz.layers import layers_figure
 from snapfit.viz.summary import by_role, figures
 
 HOSTILE = "<script>alert('x')</script>"
@@ -169,6 +172,21 @@ def test_totals_by_role() -> None:
     assert (q.role, q.groups, q.untouched, q.dense, q.kept) == ("q", 3, 0, 3 * 4096, 3 * 16 * 128)
     assert q.loss == pytest.approx(0.3)
     assert (down.role, down.untouched, down.kept, down.loss) == ("down", 3, 3 * 4096, 0.0)
+
+
+def test_of_more_roles_than_lines_can_show_the_costliest_are_drawn() -> None:
+    roles = [f"role{index}" for index in range(len(STYLES) + 1)]
+    groups = tuple(group(0, role) for role in roles)
+    curves = {g.name: CURVE.scaled(1 + n, NATS) for n, g in enumerate(groups)}
+    plan = replace(PLAN, sizes={g.name: 16 for g in groups})
+    drawing = curves_picture(replace(SPACE, groups=groups), plan, curves)
+    assert [role for role in roles if f"{role}, layer 0" in drawing] == roles[1:]
+
+
+def test_the_name_of_a_model_is_no_formula() -> None:
+    methods = {"random": {"turns": [1, None], "scores": [], "meaning": ""}}
+    report = {"model": r"/models/$\a$", "layers": 2, "part": "layer", "methods": methods}
+    assert r"/models/$\a$" in svg(layers_figure(report), "layers", "a map")
 
 
 def test_file_is_written(tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ def test_errors_are_drawn_where_enough_chains_are_left() -> None:
 def test_drift_of_one_trace_has_no_band() -> None:
     several = drift_picture({"m": ([0.1, 0.2], [0.01, 0.02])}, "divergence (nats)")
     single = drift_picture({"m": ([0.1, 0.2], [None, None])}, "divergence (nats)")
-    assert len(several) > len(single)
+    assert "PolyCollection" in several
+    assert "PolyCollection" not in single
     assert {"m", "position in the trace", "divergence (nats)"} <= set(texts(single))
     assert "layer (0: embedding)" in texts(layers_picture({"m": [1.0, 0.9, 0.8]}))
 

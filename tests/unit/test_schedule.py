@@ -1,4 +1,4 @@
-"""Schedules: merges as sums of differences, sizes, and files written by strangers."""
+"""Schedules: what is gone at every size, and files written by strangers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import json
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
+from snapfit.core.combination import collapse, untouched
 from snapfit.core.errors import CorruptFile, SnapfitError
-from snapfit.core.schedule import Depth, Mix, Schedule, collapse, untouched
-
-
-def combined(layers: tuple[Mix, ...], theta_LP: np.ndarray) -> np.ndarray:
-    return np.stack([sum(c * theta_LP[s] for s, c in mix) for mix in layers])
+from snapfit.core.schedule import Depth, Schedule
 
 
 def merging() -> Schedule:
@@ -44,39 +40,6 @@ def silencing() -> Schedule:
         scores=(2.0, 5.0, 1.0),
         meaning="sum of abs(w)",
     )
-
-
-def test_a_merge_adds_the_differences_to_the_first_layer() -> None:
-    theta_LP = np.random.default_rng(0).normal(size=(5, 4))
-    once = collapse(untouched(range(5)), 1, 3)
-    expected = theta_LP[1] + (theta_LP[2] - theta_LP[1]) + (theta_LP[3] - theta_LP[1])
-    np.testing.assert_allclose(
-        combined(once, theta_LP), np.stack([theta_LP[0], expected, theta_LP[4]])
-    )
-    overwritten = theta_LP[3]  # what subtracting the running sum leaves
-    assert not np.allclose(combined(once, theta_LP)[1], overwritten)
-
-
-def test_merges_compose() -> None:
-    theta_LP = np.random.default_rng(1).normal(size=(6, 4))
-    once = collapse(untouched(range(6)), 3, 3)
-    twice = collapse(once, 1, 3)
-    middle = combined(once, theta_LP)
-    expected = middle[1] + (middle[2] - middle[1]) + (middle[3] - middle[1])
-    np.testing.assert_allclose(combined(twice, theta_LP), np.stack([theta_LP[0], expected]))
-    assert twice[1][0][0] == 1, "the first layer stays the base"
-
-
-def test_two_layers_merged_leave_the_second_in_the_place_of_the_first() -> None:
-    ((base, *rest),) = collapse(untouched(range(2)), 0, 2)
-    assert base == (0, 0.0)
-    assert rest == [(1, 1.0)]
-
-
-@pytest.mark.parametrize(("at", "count"), [(0, 1), (3, 3), (-1, 2), (4, 2)])
-def test_a_merge_beyond_the_layers_is_refused(at: int, count: int) -> None:
-    with pytest.raises(ValueError, match="cannot merge"):
-        collapse(untouched(range(5)), at, count)
 
 
 @pytest.mark.parametrize("schedule", [merging(), silencing()], ids=["merge", "mlp"])
@@ -131,8 +94,11 @@ def broken(change: str, value: Any, size: str = "3") -> dict[str, Any]:
         broken("sizes", {}),
         broken("sizes", {"3": merging().to_json()["sizes"]["3"]}),
         broken("sizes", {**merging().to_json()["sizes"], "x": {}}),
+        broken("sizes", {**merging().to_json()["sizes"], "03": merging().to_json()["sizes"]["3"]}),
+        broken("sizes", {**merging().to_json()["sizes"], "9" * 5000: {}}),
         broken("loss", -1),
         broken("loss", float("inf")),
+        broken("loss", 10**400),
         broken("note", "x" * 1000),
         broken("removed", ["model.layers.0.mlp"]),
         broken("layers", [0, 1]),

@@ -31,6 +31,8 @@ def judged(gold: str, text: str) -> tuple[str | None, bool]:
         ("\\frac{1}{2}", "0.5"),
         ("\\frac{1}{2}", "$\\frac{2}{4}$"),
         ("\\frac43", "Final Answer: \\frac43"),
+        ("\\frac43", "Final Answer: \\frac43."),
+        ("\\frac43", "Final Answer: **\\frac43**."),
         ("3\\sqrt{13}", " 3\\sqrt{13}"),
         ("3\\sqrt{13}", "so it is \\(\\sqrt{117}\\)"),
         ("p - q", "p - q"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -30,7 +30,7 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], limit: int = 1 << 30) 
         return writer.finish()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(
     kinds=st.lists(
         st.tuples(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,13 @@ import pytest
 
 from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.operators import Attention, Elementwise, Launch, Linear
-from snapfit.hardware import _gpus, published, silicon
+from snapfit.core.progress import Silent
+from snapfit.hardware import _gpus, published, resolve_target, silicon
+from snapfit.hardware._attention import law
 from snapfit.hardware._gpus import gpu_names, read_gpu
+from snapfit.hardware._sweep import sweep
+from snapfit.hardware._tables import software_of
+from snapfit.hardware._tiles import LAWS, Laws, TileModel
 from snapfit.hardware.silicon import SiliconTimer
 
 for module in ("aiconfigurator_core", "pyarrow"):
@@ -80,6 +87,17 @@ def test_alignment_tiers_at_the_published_size(name: str) -> None:
             assert linear(512, *shape(size), timer) == pytest.approx(aligned, rel=0.03)
 
 
+@pytest.mark.parametrize("name", ["a100_sxm", "h100_sxm"])
+def test_a_saved_profile_knows_the_tiers(name: str, tmp_path: Path) -> None:
+    place = resolve_target(name)
+    shapes = (Launch(), *(Linear(m=1024, n=4096, k=k) for k in (2032, 2048)))
+    done = sweep(place, shapes, tmp_path / "p", seconds=None, progress=Silent())
+    for k in (2047, 2046, 2044, 2040):
+        operator = Linear(m=1024, n=4096, k=k)
+        expected = SiliconTimer(name).time(operator).microseconds
+        assert done.profile.time(operator).microseconds == pytest.approx(expected, rel=0.1)
+
+
 def test_tokens_have_no_tier() -> None:
     assert linear(511, 4096) == pytest.approx(linear(512, 4096), rel=0.02)
 
@@ -124,6 +142,63 @@ def test_attention_of_the_table_and_between() -> None:
     assert (
         exact.microseconds < longer.microseconds < attention(query=1536, context=1536).microseconds
     )
+
+
+def test_a_decoding_step_attends_to_the_tokens_before_it_and_its_own() -> None:
+    gpu = read_gpu("a100_sxm")
+    (path,) = (gpu.data / "attention" / "vllm").glob("*/generation_attention_perf.parquet")
+    rows = importlib.import_module("pyarrow.parquet").read_table(path).to_pylist()
+    kept = [row for row in rows if row["attn_dtype"] == row["kv_cache_dtype"] == "bfloat16"]
+    row = next(row for row in kept if row.get("window_size", 0) == 0 and row["step"] > 1000)
+    found = attention(
+        batch=row["batch_size"],
+        query=1,
+        context=row["step"] + 1,
+        heads=row["num_heads"],
+        kv_heads=row["num_key_value_heads"],
+        head_dim=row["head_dim"],
+    )
+    assert found.source == "table"
+    assert found.microseconds == pytest.approx(1000 * row["latency"])
+
+
+def test_the_newest_version_of_the_first_engine_is_read(tmp_path: Path) -> None:
+    for folder in ("sglang/2.0", "vllm/0.9.1", "vllm/0.14.0", "vllm/0.2.0"):
+        (tmp_path / "gemm" / folder).mkdir(parents=True)
+        (tmp_path / "gemm" / folder / "gemm_perf.parquet").touch()
+    assert software_of(tmp_path) == "vllm 0.14.0"
+
+
+def test_beyond_the_grid_the_spread_grows() -> None:
+    spreads = [A100.time(Linear(m=1024, n=n, k=4096)).spread for n in (100_000, 400_000)]
+    assert spreads[0] < spreads[1]
+    assert spreads[1] > 0.2
+
+
+def test_tiles_share_multiprocessors_and_few_of_them_split_the_sum() -> None:
+    gpu = read_gpu("a100_sxm")
+    model = TileModel(gpu=gpu, flops=gpu.flops, itemsize=2)
+
+    def laws(m: int, n: int, k: int = 16384) -> Laws:
+        return model.laws(*(np.array(float(size)) for size in (m, n, k)))
+
+    # One 128 x 128 tile on each of 108 multiprocessors, where two have room.
+    launch, law = model.kernels.launch, LAWS.index("128x128")
+    single, double = (float(laws(1152, n).times_LX[law]) - launch for n in (1536, 3072))
+    assert single == pytest.approx(0.6 * double)
+    # One tile, the smallest, would take as long as 108 of them, if it were not split.
+    assert laws(16, 64).arithmetic_X < 0.4 * laws(16, 64 * 108).arithmetic_X
+
+
+def test_a_head_alone_leaves_most_multiprocessors_idle() -> None:
+    gpu = read_gpu("a100_sxm")
+
+    def time(heads: int) -> float:
+        sizes = (1, 1024, 1024, heads, heads, 128, 1024 * 1025 / 2)
+        return float(law(gpu, *(np.array(float(size)) for size in sizes)))
+
+    # 8 blocks of rows a head: 13 heads still find a place at once.
+    assert time(1) > 0.6 * time(13)
 
 
 def test_decoding_grows_with_the_cache() -> None:

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import tiny_tokenizer
 
 from snapfit.core.errors import SnapfitError
 from snapfit.core.files import write_json
 from snapfit.core.verdict import BROKEN, KEEPS, UNKNOWN
+from snapfit.evals.dialogue import find_delimiters
 from snapfit.evals.records import Answer, Pick, Record, RecordFile, Thought
-from snapfit.evals.summary import SETTINGS, summarise
+from snapfit.evals.run_settings import SETTINGS
+from snapfit.evals.summary import summarise
 from snapfit.evals.traces.text import repeated_share
 
 BUDGETS = (4, 8, 32)
+MARKS = find_delimiters(tiny_tokenizer()).to_json()
 
 
 def task(family: str = "long", kind: str = "generate", **changes: Any) -> dict[str, Any]:
@@ -34,7 +38,17 @@ def folder(
     path: Path, records: dict[str, dict[str, list[Record]]], tasks: dict[str, Any], **changes: Any
 ) -> Path:
     """A run: records by model and task."""
-    settings = {"models": list(records), "tasks": tasks, "against": None, **changes}
+    settings = {
+        "models": list(records),
+        "paths": dict.fromkeys(records, "somewhere"),
+        "against": None,
+        "backend": "hf",
+        "dtype": "auto",
+        "sampling": {"temperature": 1.0, "seeds": [7]},
+        "delimiters": dict.fromkeys(records, MARKS),
+        "tasks": tasks,
+        **changes,
+    }
     write_json(path / SETTINGS, settings)
     for model, of_task in records.items():
         for name, kept in of_task.items():
@@ -176,9 +190,9 @@ def test_choices_have_two_accuracies(tmp_path: Path) -> None:
             problem=str(i),
             log_likelihoods=(-1.0, -2.0),
             choice=0,
-            by_byte=1,
+            by_length=1,
             correct=i < 3,
-            correct_by_byte=i < 1,
+            correct_by_length=i < 1,
             seconds=0.25,
         )
         for i in range(4)
@@ -186,7 +200,7 @@ def test_choices_have_two_accuracies(tmp_path: Path) -> None:
     path = folder(tmp_path, {"m": {"t": picks}}, {"t": task("knowledge", "choices")})
     found = figures(path)
     assert values(found["accuracy"]) == [0.75]
-    assert found["accuracy_by_byte"]["value"] == 0.25
+    assert found["accuracy_by_length"]["value"] == 0.25
     assert (found["budgets"], found["seconds"]) == ([0], 1.0)
     assert found["slope_a_doubling"] is None
 
@@ -237,9 +251,9 @@ def test_a_family_of_several_tasks_is_judged_together(tmp_path: Path) -> None:
             problem=f"c{i}",
             log_likelihoods=(-1.0, -2.0),
             choice=0,
-            by_byte=0,
+            by_length=0,
             correct=True,
-            correct_by_byte=True,
+            correct_by_length=True,
             seconds=0.0,
         )
         for i in range(50)
@@ -250,6 +264,18 @@ def test_a_family_of_several_tasks_is_judged_together(tmp_path: Path) -> None:
     family = summarise(path)["models"]["m"]["families"]["long"]
     assert (family["problems"], family["budgets"]) == (100, list(BUDGETS))
     assert values(family["accuracy"]) == pytest.approx([0.7] * 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_models_that_finished_other_problems_are_not_compared(tmp_path: Path) -> None:
+    """Both runs were cut off, each at problems of its own."""
+    base = graded({"a": [[1, 1, 1]] * 2})
+    mine = graded({"b": [[1, 1, 1]] * 2})
+    path = folder(tmp_path, {"base": {"t": base}, "m": {"t": mine}}, {"t": task()}, against="base")
+    found = summarise(path)["models"]["m"]
+    assert found["difference"] == {}
+    assert found["verdict"]["label"] == UNKNOWN
+    assert found["verdict"]["reasons"] == ["no reasoning task was answered by both models"]
 
 
 def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:

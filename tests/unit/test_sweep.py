@@ -153,15 +153,46 @@ def test_a_live_sweep_finds_the_multiples(tmp_path: Path) -> None:
     clock = FakeClock(tiered({1: 3.0, 2: 1.6, 4: 1.6, 8: 1.12}))
     live = LiveTimer("gpu", "float16", clock)
     done = sweep(target(live), SHAPES, tmp_path / "p", seconds=None, progress=Silent())
-    assert [(r.axis, r.multiple, r.measured) for r in done.profile.rules] == [
-        ("in", 16, True),
-        ("out", 16, True),
-    ]
-    assert done.profile.rules[0].penalty == pytest.approx(3.0)
-    assert "8: x1.12" in done.profile.rules[0].source
+    rules = done.profile.rules
+    expected = [(16, 1.12), (8, 1.6), (2, 3.0)]
+    for axis in ("in", "out"):
+        steps = [(rule.multiple, rule.penalty) for rule in rules if rule.axis == axis]
+        assert steps == [(multiple, pytest.approx(cost)) for multiple, cost in expected]
+    assert all(rule.measured and "8: x1.12" in rule.source for rule in rules)
     assert done.profile.software == "v1"
     assert all(t.source == "measured" for t in done.profile.timings)
     assert clock.asked[: len(SHAPES)] == list(SHAPES), "what was asked for comes first"
+
+
+@pytest.mark.parametrize(("k", "cost"), [(2576, 1.0), (2568, 1.12), (2564, 1.6), (2563, 3.0)])
+def test_a_swept_profile_knows_what_each_multiple_costs(
+    tmp_path: Path, k: int, cost: float
+) -> None:
+    live = LiveTimer("gpu", "float16", FakeClock(tiered({1: 3.0, 2: 1.6, 4: 1.6, 8: 1.12})))
+    # Products near those of the tiers, where arithmetic is all of the time.
+    shapes = tuple(Linear(m=512, n=2048, k=k) for k in (2048, 3072))
+    done = sweep(target(live), shapes, tmp_path / "p", seconds=None, progress=Silent())
+    found = done.profile.time(Linear(m=512, n=2048, k=k))
+    assert found.microseconds == pytest.approx(cost * 2048 * k / 1000, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "expected"),
+    [
+        ("a100_sxm", 80, [(16, 1.12), (8, 1.6), (2, 3.0), (16, 1.09), (8, 1.7), (2, 3.1)]),
+        ("NVIDIA H100 80GB HBM3", 90, [(8, 2.1), (2, 3.4)] * 2),
+        ("l40s", 89, [(16, 1.12), (8, 1.6), (2, 3.0), (16, 1.09), (8, 1.7), (2, 3.1)]),
+    ],
+)
+def test_a_profile_of_a_gpu_has_the_published_tiers(
+    tmp_path: Path, name: str, capability: int, expected: list[tuple[int, float]]
+) -> None:
+    place = target(TableTimer(full_table()), device=name, capability=capability)
+    rules = sweep(place, SHAPES, tmp_path / "p", seconds=None, progress=Silent()).profile.rules
+    assert [(rule.multiple, rule.penalty) for rule in rules] == expected
+    assert [rule.axis for rule in rules] == sorted(rule.axis for rule in rules)
+    assert all(("borrowed" in rule.source) == (name == "l40s") for rule in rules)
+    assert not any(rule.measured for rule in rules)
 
 
 def test_a_live_sweep_cut_short_keeps_the_published_rules(tmp_path: Path) -> None:
@@ -179,17 +210,18 @@ def test_a_live_sweep_cut_short_keeps_the_published_rules(tmp_path: Path) -> Non
         ({1: 3.0, 2: 2.0, 4: 2.0}, 8),
         ({1: 2.0}, 2),
         ({64: 1.5}, 1),  # no tier: the best multiple is the odd one
+        ({1: 3.0, 2: 2.0, 4: 2.0, 64: 1.5}, 8),  # no tier, and those below are what they are
     ],
 )
-def test_measured_rules(worst: dict[int, float], multiple: int) -> None:
-    clock = FakeClock(tiered(worst))
-    live = LiveTimer("gpu", "float16", clock)
-    for operator in tier_operators():
-        live.time(operator)
-    rules = measured_rules(live.profile(()))
-    assert [rule.multiple for rule in rules] == [multiple, multiple]
-    assert [rule.axis for rule in rules] == ["in", "out"]
-    assert (rules[0].penalty is None) == (multiple == 1)
+def test_measured_rules(tmp_path: Path, worst: dict[int, float], multiple: int) -> None:
+    live = LiveTimer("gpu", "float16", FakeClock(tiered(worst)))
+    done = sweep(target(live), (), tmp_path / "p", seconds=None, progress=Silent())
+    rules = measured_rules(done.profile)
+    assert done.profile.rules == rules
+    for axis in ("in", "out"):
+        own = [rule for rule in rules if rule.axis == axis]
+        assert max(rule.multiple for rule in own) == multiple
+        assert all((rule.penalty is None) == (multiple == 1) for rule in own)
 
 
 def test_noise_is_no_rule() -> None:

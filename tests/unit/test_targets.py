@@ -72,7 +72,7 @@ def test_saved_profile(tmp_path: Path) -> None:
     assert target.rules == PROFILE.rules
     assert target.device == "some gpu"
     assert target.times == "1 measured"
-    assert target.rank_multiple == PROFILE.rank_multiple == 24
+    assert target.rank_multiple == 24
 
 
 def test_saved_profile_with_a_stack(tmp_path: Path) -> None:
@@ -151,8 +151,10 @@ def changed(**changes: Any) -> dict[str, Any]:
         ({"schema": 1}, "schema 1"),
         ({"schema": True}, "schema True"),
         ({"surprise": 1}, "unknown fields"),
-        ({"device": 7}, "device must be a short text"),
-        ({"device": "x" * 5000}, "device must be a short text"),
+        ({"device": 7}, "device must be a short line"),
+        ({"device": "x" * 5000}, "device must be a short line"),
+        ({"device": "gpu\x1b[2J"}, "device must be a short line"),
+        ({"rules__0__source": "a\nb"}, "source must be a short line"),
         ({"rules": {}}, "rules must be a list"),
         ({"rules": [1]}, "rule must be a table"),
         ({"rules__0__axis": "up"}, "axis 'up'"),

@@ -29,7 +29,9 @@ def thoughts_of(
     sampling: Sampling, generator: Generator, talk: Dialogue, asked: Task
 ) -> list[Thought]:
     wanted = [(problem, s) for s in range(sampling.samples) for problem in asked.problems]
-    return list(think(asked, wanted, sampling=sampling, dialogue=talk, generator=generator))
+    found = think(asked, wanted, sampling=sampling, dialogue=talk, generator=generator)
+    thoughts = {(thought.problem, thought.sample): thought for thought in found}
+    return [thoughts[problem.id, s] for problem, s in wanted]
 
 
 def run(
@@ -42,12 +44,20 @@ def run(
     return thoughts, list(found)
 
 
+def test_each_extension_is_drawn_with_a_seed_of_its_own() -> None:
+    generator, sampling = Scripted(3), Sampling(budgets=(24,), samples=1, extend=3)
+    thoughts_of(sampling, generator, dialogue(end="w5", again="w7"), task(1))
+    seeds = [request.seed for request in generator.asked]
+    assert len(seeds) > 1
+    assert seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+
+
 def without_time(answers: list[Answer]) -> list[Answer]:
     ordered = sorted(answers, key=lambda a: (a.problem, a.sample, a.budget))
     return [replace(found, seconds=0.0) for found in ordered]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     salt=st.integers(0, 10**6),
     end=st.sampled_from(ENDS),
@@ -76,7 +86,7 @@ def test_one_run_serves_every_smaller_budget(
         assert without_time(shared) == without_time(found)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(salt=st.integers(0, 10**6), extend=st.integers(0, 3), budget=st.integers(1, 30))
 def test_no_request_asks_for_more_than_is_left(salt: int, extend: int, budget: int) -> None:
     generator, talk = Scripted(salt), dialogue(again="w7 w8")

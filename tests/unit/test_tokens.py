@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_models import VOCABULARY, build, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from snapfit.calib.token_file import read_windows, save_windows
 from snapfit.calib.tokens import load_tokens
 from snapfit.core.errors import CorruptFile, SnapfitError, UsageError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
-from tiny_models import VOCABULARY, build, tiny_tokenizer
 
 
 def no_model():
@@ -102,7 +99,12 @@ def test_messages_go_through_the_chat_template(tmp_path):
         ("a.jsonl", b"[1]", CorruptFile, "a.jsonl:1: expected an object, found list"),
         ("a.jsonl", b'{"prompt": "w4", "id": 3}', SnapfitError, "it has prompt, id"),
         ("a.jsonl", b'{"messages": [{"role": "user"}]}', SnapfitError, "'role' and a text"),
+        ("a.jsonl", b'{"messages": [{"content": "w4"}]}', SnapfitError, "'role' and a text"),
+        ("a.jsonl", b'{"messages": [{"role": 5, "content": "w4"}]}', SnapfitError, "'role' and"),
         ("a.jsonl", b'\xff{"text": "w4"}', CorruptFile, "not UTF-8"),
+        ("a.jsonl", b'{"text": "w4 \\uD800"}', CorruptFile, "a.jsonl:1: a text holds half of a"),
+        ("a.jsonl", b'{"text": "w4", "n": ' + b"1" * 5000 + b"}", CorruptFile, "jsonl:1: not JSON"),
+        ("a.jsonl", b"[" * 100_000, CorruptFile, "a.jsonl:1: not JSON"),
     ],
 )
 def test_bad_files(name, content, kind, message, tmp_path):
@@ -112,7 +114,7 @@ def test_bad_files(name, content, kind, message, tmp_path):
 
 
 def test_a_missing_file_and_a_folder(tmp_path):
-    for name in ("gone.txt", "gone.jsonl", "gone"):
+    for name in ("gone.txt", "gone.jsonl", "gone", f"{'g' * 300}.txt"):
         with pytest.raises(SnapfitError, match=f"no such calibration file: .*{name}"):
             load(tmp_path / name)
     with pytest.raises(SnapfitError, match="is a folder"):

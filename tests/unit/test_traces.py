@@ -37,7 +37,7 @@ def nltk_self_bleu(parts: list[list[str]]) -> float:
     return float(sum(scores) / len(scores))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=9), min_size=2, max_size=6))
 @pytest.mark.filterwarnings("ignore")
 def test_self_bleu_is_nltk_s(parts: list[list[str]]) -> None:
@@ -178,7 +178,7 @@ def test_a_judge_that_fails_is_asked_again_and_then_reported() -> None:
         assert len(asked) == 3
     with (
         judge_server('{"verification": 2}') as (url, asked),
-        pytest.raises(SnapfitError, match="failed 3 times, last with KeyError"),
+        pytest.raises(SnapfitError, match="failed 3 times, last with: KeyError"),
     ):
         judged_behaviours("t", url=url, model="m", wait=0.01)
     with (
@@ -218,7 +218,14 @@ def test_files_without_traces_are_refused(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(SnapfitError, match="holds no traces"):
         analyse(path)
-    for line in ("no json", "[1]", '{"other": "x"}'):
-        path.write_text(f'{{"text": "x"}}\n{line}\n')
+    for line in (
+        b"no json",
+        b"[1]",
+        b'{"other": "x"}',
+        b'{"text": {"a": "b"}}',
+        b'{"text": 5}',
+        b"\xff",
+    ):
+        path.write_bytes(b'{"text": "x"}\n' + line + b"\n")
         with pytest.raises(CorruptFile, match=r"a\.jsonl, line 2 holds no trace"):
             analyse(path)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import VOCABULARY, build, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from snapfit.calib.sources.turns import Dialogue, Monologue, Script
 from snapfit.calib.token_file import read_windows, save_windows
 from snapfit.calib.tokens import load_tokens
 from snapfit.core.errors import CorruptFile, SnapfitError, UsageError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
-from tiny_models import VOCABULARY, build, tiny_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<s> {{ m.content }} w60 w61 {% endfor %}"
@@ -162,6 +158,7 @@ def test_a_mixture_keeps_what_counts_of_every_source(model, tmp_path):
         ('{"id": 3}', "it has id"),
         ('{"messages": [{"role": "assistant", "content": "w4"}]}', "with a question"),
         ('{"messages": [{"role": "user"}]}', "'role' and a text"),
+        ('{"messages": [{"content": "w4"}]}', "'role' and a text"),
     ],
 )
 def test_rows_without_a_question(row, message, model, tmp_path):
@@ -169,6 +166,20 @@ def test_rows_without_a_question(row, message, model, tmp_path):
     path.write_text(row)
     with pytest.raises(SnapfitError, match=f"p.jsonl:1.*{message}"):
         load(f"self:{path}", model)
+
+
+def test_a_template_that_refuses_is_named(model, tmp_path):
+    chat = "{% if messages|length > 1 %}{{ raise_exception('Take turns') }}{% endif %}" + TEMPLATE
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "w4"}] * 2}))
+    with pytest.raises(SnapfitError, match=r"p\.jsonl:1: .* template fails: Take turns"):
+        load(f"self:{path}", model, chat=chat)
+    with pytest.raises(SnapfitError, match=r"p\.jsonl:1: .* template fails: Take turns"):
+        load(path, model, chat=chat, template="none")
+    with pytest.raises(SnapfitError, match=r"--calib-template thinking: .*template fails: Never"):
+        load("self", model, chat="{{ raise_exception('Never') }}")
+    with pytest.raises(SnapfitError, match="template leaves out what the user says"):
+        load("self", model, chat="<s> w60 w61")
 
 
 def test_what_a_template_needs(model, tmp_path):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from helpers import heads_group, mlp_group, rank_group
 
-from snapfit.core.candidates import AlignRule
+from snapfit.core.candidates import AlignRule, legal_sizes
 from snapfit.core.errors import SnapfitError
 from snapfit.core.good import nearest_good
 from snapfit.core.latency import Stopwatch
-from snapfit.core.operators import Attention, Elementwise, Launch, Linear, Operator
+from snapfit.core.operators import Attention, Elementwise, Estimate, Launch, Linear, Operator
+from snapfit.core.profile import Profile, Timing
 from snapfit.core.space import Frame, Space
+from snapfit.core.stack import Stack
 from snapfit.core.wanted import (
     Recorder,
     general_operators,
@@ -77,6 +82,24 @@ def test_what_is_asked_later_is_there() -> None:
     watch = Stopwatch(whole=whole, groups=whole.groups, timer=timer, workload=WORK)
     watch.latency({group.name: 16 for group in whole.groups})
     assert timer.asked.keys() <= found
+
+
+def test_a_whole_sweep_answers_for_every_size() -> None:
+    """Where every size is legal, few points of a wide range are within a factor of small ranks."""
+    group = rank_group("l.0.mlp.up_proj", 4096, 4096, role="up", layer=0)
+    space = replace(llama(), groups=(group,))
+    swept = model_operators(space, (), WORK, dtype="float32")
+    timings = tuple(
+        Timing.of(
+            op, Estimate(microseconds=1 + op.flops / 1e6, spread=0, source="measured", how="")
+        )
+        for op in swept
+    )
+    made = Profile(device="cpu", software="", dtype="float32", rules=(), timings=timings)
+    watch = Stopwatch(whole=space, groups=space.groups, timer=made, workload=WORK)
+    sizes = legal_sizes(group, ())
+    assert len(sizes) > 2000
+    assert (np.diff(watch.table(group, sizes)[:-1]) >= 0).all()
 
 
 def test_the_launch_comes_first_then_dense_work_then_coarse_before_fine() -> None:
@@ -189,3 +212,19 @@ def test_nearest_good_shape() -> None:
     assert near.head_dim == 104
     assert nearest_good(heads, ()) == heads
     assert nearest_good(Elementwise(elements=3), rules) is None
+
+
+@pytest.mark.parametrize(
+    ("quant", "asked", "near"),
+    [
+        ("deepgemm", (192, 640), (192, 640)),  # N 64 and K 128
+        ("deepgemm", (192, 600), (192, 640)),
+        ("marlin", (192, 1280), (192, 1280)),  # the same, or N 128 and K 64
+        ("gguf-k", (100, 500), (100, 512)),  # K 256
+    ],
+)
+def test_nearest_good_shape_of_a_tile(
+    quant: str, asked: tuple[int, int], near: tuple[int, int]
+) -> None:
+    found = nearest_good(Linear(m=3, n=asked[0], k=asked[1]), Stack(quant=quant).rules)
+    assert found == Linear(m=3, n=near[0], k=near[1])

@@ -127,10 +127,11 @@ def test_more_layers_can_be_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"importance": "l3"}, {"ranking": "local"}, {"skip_first": "-1"}]
+    "settings",
+    [{"importance": "l3"}, {"ranking": "local"}, {"skip_first": "-1"}, {"seed": str(1 << 62)}],
 )
 def test_settings_are_checked(settings: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match=r"llm-pruner: .*(l3|local|at least 0)"):
+    with pytest.raises(UsageError, match=r"llm-pruner: .*(l3|local|at least 0|62 bits)"):
         load_method("llm-pruner", settings)
 
 

@@ -30,6 +30,7 @@ def test_phases_and_weights() -> None:
         ("prefil:1x1024", "a phase is prefill or decode, found 'prefil'"),
         ("prefill:0x1024", "from 1 to"),
         ("decode:1x99999999", "from 1 to"),
+        ("decode:1x" + "9" * 5000, "no phase"),
         ("decode:1x8*0", "weight must be a number above 0, found '0'"),
         ("decode:1x8*1e999", "weight must be"),
         ("decode:1x8*1e", "weight must be"),

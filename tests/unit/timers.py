@@ -108,6 +108,22 @@ def whole_llama(layers: int = 2) -> Space:
     return llama(layers, kinds=("rank", "width", "kv_heads", "depth"))
 
 
+def key_blocks(rows: int) -> tuple[Group, ...]:
+    """Rank groups of the keys of the first layer, one for every block of so many rows."""
+    name = "model.layers.0.self_attn.k_proj"
+    return tuple(
+        Group(
+            name=f"{name}#k:{start}-{start + rows}",
+            kind="rank",
+            matrices=(Matrix(name=name, axis="rank", rows=rows, cols=HIDDEN, start=start),),
+            full=rows,
+            role="k",
+            layer=0,
+        )
+        for start in range(0, KV_HEADS * HEAD_DIM, rows)
+    )
+
+
 def _part(layer: int, part: str, kind: str, full: int) -> Group:
     inward = {"o", "down"}
     matrices = tuple(
