@@ -33,7 +33,8 @@ class Chooser:
             from lm_eval.models.huggingface import HFLM
         except ImportError as error:
             raise SnapfitError(
-                "choices are scored by lm-evaluation-harness; pip install 'snapfit[eval]'"
+                "choices are scored by lm-evaluation-harness with its models of transformers "
+                f"({error}); pip install 'snapfit[eval]'"
             ) from error
         self._lm: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
 
