@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny_models import build, sample_ids
+from tiny_models import build, logits, sample_ids
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -201,12 +201,6 @@ class NormOfSome(nn.Module):
         output = torch.zeros_like(x)
         output[..., self.kept] = self.norm(x[..., self.kept])
         return output
-
-
-@torch.no_grad()
-def logits(model: PreTrainedModel) -> Tensor:
-    """Logits of some ids."""
-    return model.eval()(sample_ids()).logits
 
 
 def assert_equal_functions(model: PreTrainedModel, reference: PreTrainedModel) -> None:

@@ -14,14 +14,13 @@ from structures import (
     case,
     dense,
     generated,
-    logits,
     resized,
     silenced,
     two_of_three,
     with_fewer_experts,
 )
 from test_structures import EXPERTS, odd_sizes
-from tiny_models import ALL, MOE, sample_ids
+from tiny_models import ALL, MOE, logits, sample_ids
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 import snapfit

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, build, sample_ids
+from tiny_models import ARCHITECTURES, build, logits, sample_ids
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -102,11 +102,6 @@ def compressed(
         **options,
     )
     return memory.eval(), target
-
-
-def logits(model: PreTrainedModel) -> torch.Tensor:
-    with torch.no_grad():
-        return model(sample_ids()).logits
 
 
 @pytest.mark.parametrize("architecture", ALL)

@@ -14,13 +14,12 @@ from structures import (
     dense,
     generated,
     is_expert,
-    logits,
     resized,
     silenced,
     two_of_three,
     with_fewer_experts,
 )
-from tiny_models import ALL, MOE
+from tiny_models import ALL, MOE, logits
 from transformers import AutoModelForCausalLM
 
 import snapfit

@@ -168,6 +168,12 @@ def loaded(folder: Path) -> tuple[ModelSource, PreTrainedModel]:
 
 
 @torch.no_grad()
-def logits(model: PreTrainedModel) -> torch.Tensor:
-    """Logits of `sample_ids()`."""
-    return model(sample_ids()).logits
+def logits(model: PreTrainedModel, ids_BT: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits of `ids_BT` (`sample_ids()`), the same to the bit for equal weights.
+
+    A file maps its tensors at any multiple of 8 bytes, and on some CPUs the rounding of a matrix
+    product depends on where its matrix starts: so weights move to memory torch has aligned.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model.eval()(sample_ids() if ids_BT is None else ids_BT).logits
