@@ -8,7 +8,8 @@ On PIQA all are above chance and lose more the more was removed; 200 problems ar
 of any one difference. On MMLU-STEM all are at chance (25%), the dense model too, so that nothing
 can be said there.
 
-The dense model is made by benchmarks/smollm2.py, the compressed ones from it, for instance
+The dense model is fetched on first use, which needs gguf; the compressed ones are made from it,
+for instance by
 
     snapfit compress MODEL -o FOLDER --method kfac --ratio 0.1 \
         --calib ../shared/data/text/wikitext2_valid_tokenised.txt
@@ -25,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from smollm2 import fetch_model
 from snapfit.core.files import read_json, write_json
 from snapfit.evals.thinking import Sampling
 from snapfit.pipeline.scaling import ScalingOptions, scaling
@@ -45,7 +47,9 @@ def ask(args: argparse.Namespace) -> dict[str, Any]:
         batch=args.batch,
         dtype=args.dtype,
     )
-    return scaling(args.models, args.work / "choices", options, against=args.dense)
+    return scaling(
+        args.models, args.work / "choices", options, against=str(args.dense or fetch_model(CACHE))
+    )
 
 
 def params(path: str) -> int | None:
@@ -146,7 +150,7 @@ def main() -> None:
     """Ask what was not asked yet, write the table, check the claims."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="+", help="folders of compressed models")
-    parser.add_argument("--dense", default=str(CACHE / "smollm2"), help="the base model's folder")
+    parser.add_argument("--dense", type=Path, help="folder of SmolLM2; fetched if not given")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=CACHE, help="where the answers are kept")
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -7,7 +7,7 @@ Claims: thinking budgets 64 to 512, a base and a compressed model, end within an
 by either backend; and the verdict is "not enough samples to say", because the base model itself
 solves next to nothing, however well the compressed one compares.
 
-The model is made by benchmarks/smollm2.py, the compressed one from it by
+The model is fetched on first use, which needs gguf; the compressed one is made from it by
 
     snapfit compress MODEL -o FOLDER --method kfac --ratio 0.2 [--format folded] \
         --calib ../shared/data/text/wikitext2_valid_tokenised.txt
@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from smollm2 import fetch_model
 from snapfit.core.files import read_json, write_json
 from snapfit.core.verdict import UNKNOWN
 from snapfit.evals.thinking import Sampling
@@ -59,7 +60,7 @@ def timed(args: argparse.Namespace) -> tuple[dict[str, Any], float]:
     before = read_json(clock) if clock.exists() else 0.0
     began = time.perf_counter()
     try:
-        summary = scaling(args.compressed, folder, options(args), against=args.model)
+        summary = scaling(args.compressed, folder, options(args), against=str(args.model))
     finally:
         spent = before + time.perf_counter() - began
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,12 +133,13 @@ def main() -> None:
     """Run, or go on with, one backend; write the tables of all that were run; check the claims."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backend", choices=("hf", "vllm"), required=True)
-    parser.add_argument("--model", default=str(CACHE / "smollm2"), help="the base model's folder")
+    parser.add_argument("--model", type=Path, help="folder of SmolLM2; fetched if not given")
     parser.add_argument("--compressed", action="append", default=[], help="a compressed model")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=CACHE, help="where the generations are kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    args.model = args.model or fetch_model(CACHE)
     summary, seconds = timed(args)
     if not args.compressed:
         print("the base model is done; a verdict needs --compressed")

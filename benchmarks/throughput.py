@@ -7,8 +7,8 @@ tokens are the cheapest there are. Beside it: tokens a second of both backends o
 model (float32) and on SmolLM2-135M (bfloat16), for 1 to 64 requests at once, the two backends in
 turn, so that what else the machine does hits both. Medians of --repeats, with the range.
 
-Where vLLM is not installed only transformers is measured. SmolLM2 is made by
-benchmarks/smollm2.py.
+Where vLLM is not installed only transformers is measured. SmolLM2 is fetched on first use, which
+needs gguf; GSM8K's answers need math-verify.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smollm2 import fetch_model
 from snapfit.core.files import write_json
 from snapfit.core.progress import Silent
 from snapfit.evals.asking import ask
@@ -201,7 +202,7 @@ def _ratio(top: Sequence[float], bottom: Sequence[float]) -> str:
 def main() -> None:
     """Measure, write the tables, check the claim."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smollm2", type=Path, default=CACHE / "smollm2")
+    parser.add_argument("--smollm2", type=Path, help="folder of SmolLM2; fetched if not given")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -209,7 +210,7 @@ def main() -> None:
     gsm8k = load_task(str(args.data / "tasks/gsm8k_test.jsonl"), limit=32)
     cases = {
         "embedded": (open_model(EMBEDDED).path, load_task("embedded:long", limit=68)),
-        "smollm2": (args.smollm2, gsm8k),
+        "smollm2": (args.smollm2 or fetch_model(CACHE), gsm8k),
     }
     result = {
         "command": "python benchmarks/throughput.py",
