@@ -283,6 +283,11 @@ def test_a_run_that_never_began_may_still_be_changed(cli: Cli, tmp_path: Path) -
         (["scaling", "embedded", "--tasks", "a", "-o", "X", "--budgets", "9,5"], "increasing"),
         (["scaling", "embedded", "--tasks", "a", "-o", "X", "--temperature", "0"], "--samples 1"),
         (["scaling", "embedded", "--tasks", "a", "-o", "X", "--backend", "x"], "unknown backend"),
+        (
+            ["scaling", "embedded", "--tasks", "a", "-o", "X", "--backend", "openai:x"],
+            "'x' is no address of a server",
+        ),
+        (["scaling", ".", "--tasks", "embedded:long", "-o", "X"], "has no config.json"),
         (["scaling", "--rescore", "nowhere"], "holds no run of snapfit scaling"),
         (["traces", "nowhere"], "no traces at nowhere"),
     ],
@@ -292,7 +297,9 @@ def test_what_cannot_be_asked_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, err = cli(*arguments)
-    last = err.splitlines()[-1]
     assert code in {1, 2}
+    assert "" not in err.splitlines(), "no empty line before the error"
+    last = err.splitlines()[-1]
     assert last.startswith("error: ")
     assert said in last
+    assert not any(path.stat().st_size for path in tmp_path.rglob("*.jsonl")), "nothing was asked"

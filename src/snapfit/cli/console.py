@@ -58,7 +58,8 @@ class Bars:
             yield
         finally:
             self._finish()
-            self._bars.stop()
+            if self._console.is_terminal:  # elsewhere it would leave an empty line
+                self._bars.stop()
 
     def stage(self, name: str, total: int) -> None:
         """A stage of `total` steps begins."""

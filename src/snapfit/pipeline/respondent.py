@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from snapfit.checkpoint.load import load, load_tokenizer
-from snapfit.core.errors import UsageError
+from snapfit.core.errors import SnapfitError, UsageError
 from snapfit.core.files import read_json
 from snapfit.evals.choices import Chooser
 from snapfit.evals.dialogue import Dialogue, find_delimiters
@@ -34,11 +34,13 @@ def model_folder(model: str, *, trust_remote_code: bool = False) -> Path:
     """The folder of a model: as it is, of the embedded one, or fetched by its hub name.
 
     Raises:
-        SnapfitError: there is no such model.
+        SnapfitError: there is no such model, or the folder holds none.
 
     """
     folder = Path(model)
     if model != EMBEDDED and folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise SnapfitError(f"{folder} has no config.json, so it is no model folder")
         return folder
     return open_model(model, trust_remote_code=trust_remote_code).path
 

@@ -18,6 +18,7 @@ from snapfit.core.files import digest_files, read_json, write_json
 from snapfit.core.progress import Progress, Silent
 from snapfit.evals.asking import ask
 from snapfit.evals.dialogue import AGAIN
+from snapfit.evals.remote import check_address
 from snapfit.evals.summary import summarise
 from snapfit.evals.tasks.base import Task
 from snapfit.evals.tasks.load import load_task
@@ -83,6 +84,8 @@ class ScalingOptions:
             raise UsageError("extend is 0 or more; answer tokens and batch are 1 or more")
         if self.backend not in {HF, VLLM} and not self.backend.startswith(SERVER):
             raise UsageError(f"unknown backend {self.backend!r}; it is hf, vllm or openai:URL")
+        if self.backend.startswith(SERVER):
+            check_address(self.backend.removeprefix(SERVER))
         if self.dtype not in {"auto", "float32", "bfloat16", "float16"}:
             raise UsageError(f"unknown dtype {self.dtype!r}")
 
